@@ -28,8 +28,11 @@ bool moat_drvq_wants_table(const struct moat_drvq *q, uint32_t nsegs)
 
 bool moat_drvq_room(const struct moat_drvq *q, uint32_t nsegs)
 {
+	/* Even a request without a segment takes one descriptor. */
+	if (!nsegs || moat_drvq_wants_table(q, nsegs))
+		nsegs = 1;
 	return !q->fault.code && q->outstanding < q->ring.num &&
-	       q->num_free >= (moat_drvq_wants_table(q, nsegs) ? 1 : nsegs);
+	       q->num_free >= nsegs;
 }
 
 static uint16_t take_free(struct moat_drvq *q)
@@ -84,9 +87,21 @@ void moat_drvq_add(struct moat_drvq *q, const struct moat_seg *segs,
 		   uint32_t nread, uint32_t nwrite, uint32_t cookie,
 		   void *table, uint64_t table_addr)
 {
+	static const struct moat_seg nothing;
 	uint32_t n = nread + nwrite;
 	uint16_t head = take_free(q);
 	uint64_t write_len = 0;
+
+	/*
+	 * A chain of nothing but zero-length descriptors is legal and has no
+	 * segments: it is posted as one such descriptor. Else the device would
+	 * find whatever stood in the ring before.
+	 */
+	if (!n) {
+		segs = &nothing;
+		nread = n = 1;
+		table = NULL;
+	}
 
 	for (uint32_t i = nread; i < n; i++)
 		write_len += segs[i].len;
