@@ -7,6 +7,7 @@ struct walk {
 	struct moat_memmap *map;
 	struct moat_chain *chain;
 	struct moat_fault *fault;
+	bool writable; /* a device-writable descriptor was seen */
 };
 
 /* Check and keep one snapshot of a descriptor that describes a buffer. */
@@ -17,9 +18,10 @@ static int take(struct walk *w, const struct moat_vring_desc *d)
 	uint32_t n = (uint32_t)c->nread + c->nwrite;
 
 	/* virtio 1.4, 2.7.4.2: readable before writable, empty or not. */
-	if (!write && c->nwrite)
+	if (!write && w->writable)
 		return moat_fault_set(w->fault, MOAT_FAULT_DIRECTION, d->addr,
 				      0);
+	w->writable = write;
 	if (!d->len)
 		return 0;
 	if (c->read_len + c->write_len + d->len > UINT64_C(1) << 32)
@@ -105,7 +107,7 @@ int moat_chain_walk(struct moat_memmap *map, const struct moat_vring *ring,
 		    uint16_t head, bool indirect, struct moat_chain *chain,
 		    struct moat_fault *fault)
 {
-	struct walk w = { map, chain, fault };
+	struct walk w = { map, chain, fault, false };
 	struct moat_vring_desc d;
 	uint32_t i = head;
 
