@@ -9,6 +9,12 @@ static bool overlaps(uint64_t a, uint64_t b, uint64_t a_size, uint64_t b_size)
 	return a < b ? b - a < a_size : a - b < b_size;
 }
 
+/* Does the range run past 2^64? Ending exactly there is fine. */
+static bool wraps(uint64_t addr, uint64_t len)
+{
+	return len && addr + (len - 1) < addr;
+}
+
 void moat_memmap_init(struct moat_memmap *map, struct moat_region *regions,
 		      uint32_t max)
 {
@@ -20,8 +26,8 @@ int moat_memmap_add(struct moat_memmap *map, const struct moat_region *r)
 	uint32_t i;
 
 	/* The last byte must exist; a region may end at 2^64. */
-	if (!r->size || r->guest_addr + (r->size - 1) < r->guest_addr ||
-	    r->user_addr + (r->size - 1) < r->user_addr || map->n == map->max)
+	if (!r->size || wraps(r->guest_addr, r->size) ||
+	    wraps(r->user_addr, r->size) || map->n == map->max)
 		return -1;
 	for (i = 0; i < map->n; i++) {
 		const struct moat_region *o = &map->regions[i];
@@ -104,7 +110,7 @@ bool moat_memmap_covers(struct moat_memmap *map, uint64_t addr, uint64_t len)
 {
 	uint64_t got;
 
-	if (len && addr + (len - 1) < addr)
+	if (wraps(addr, len))
 		return false;
 	while (len) {
 		if (!moat_memmap_at(map, addr, len, &got))
@@ -134,6 +140,8 @@ int moat_memmap_read(struct moat_memmap *map, void *dst, uint64_t addr,
 	uint8_t *d = dst;
 	uint64_t got;
 
+	if (wraps(addr, len))
+		return -1;
 	while (len) {
 		const uint8_t *p = moat_memmap_at(map, addr, len, &got);
 
@@ -153,6 +161,8 @@ int moat_memmap_write(struct moat_memmap *map, uint64_t addr, const void *src,
 	const uint8_t *s = src;
 	uint64_t got;
 
+	if (wraps(addr, len))
+		return -1;
 	while (len) {
 		uint8_t *p = moat_memmap_at(map, addr, len, &got);
 
