@@ -213,9 +213,11 @@ static void keep_dst(struct moat_dma_queue *q, const struct moat_chain *chain,
 		const struct moat_seg *s = &chain->seg[chain->nread + i];
 		const struct moat_seg *o = &out->seg[chain->nread + i];
 		uint32_t k = (i - MOAT_DMA_INLINE) % MOAT_DMA_PER_CHUNK;
-		struct moat_dma_dst *d = &req->dst[i];
+		struct moat_dma_dst *d;
 
-		if (i >= MOAT_DMA_INLINE) {
+		if (i < MOAT_DMA_INLINE) {
+			d = &req->dst[i];
+		} else {
 			if (!k) {
 				*link = chunk_get(q);
 				c = &q->chunks[*link];
@@ -312,10 +314,12 @@ int moat_dma_sync_for_cpu(struct moat_dma *dma, struct moat_dma_queue *q,
 
 	for (uint32_t i = 0; i < req->ndst && len; i++) {
 		uint32_t k = (i - MOAT_DMA_INLINE) % MOAT_DMA_PER_CHUNK;
-		const struct moat_dma_dst *d = &req->dst[i];
+		const struct moat_dma_dst *d;
 		uint64_t n;
 
-		if (i >= MOAT_DMA_INLINE) {
+		if (i < MOAT_DMA_INLINE) {
+			d = &req->dst[i];
+		} else {
 			if (!k) {
 				c = &q->chunks[next];
 				next = c->next;
