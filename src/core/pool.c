@@ -155,6 +155,12 @@ void moat_share_close(struct moat_pool *pool, struct moat_share *share)
 	*share = (struct moat_share){ 0 };
 }
 
+/* The largest run of the common part once every request is back. */
+static uint32_t common_limit(const struct moat_pool *pool)
+{
+	return pool->slots - pool->carved_end;
+}
+
 static bool alloc_any(struct moat_pool *pool, struct moat_share *share,
 		      uint32_t n, uint32_t align, struct moat_run *run)
 {
@@ -170,7 +176,8 @@ int moat_pool_alloc(struct moat_pool *pool, struct moat_share *share,
 	if (!alloc_any(pool, share, n, align, run)) {
 		pool->stats.failures++;
 		share->stats.failures++;
-		if (!pool->waiter && n <= pool->common.n)
+		/* No claim on what the common part can never serve. */
+		if (!pool->waiter && n <= common_limit(pool))
 			pool->waiter = share;
 		return -1;
 	}
@@ -198,7 +205,7 @@ void moat_pool_free(struct moat_pool *pool, struct moat_share *share,
 uint32_t moat_pool_limit(const struct moat_pool *pool,
 			 const struct moat_share *share)
 {
-	uint32_t common = pool->slots - pool->carved_end;
+	uint32_t common = common_limit(pool);
 
 	return share->own.n > common ? share->own.n : common;
 }
