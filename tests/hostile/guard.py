@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`moat guard` as a child process, and what /proc says about it."""
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# One line a cause; these are not causes.
+ROUTINE = re.compile(r"moat guard(\[\w+\])?: (?!error: |warning: )")
+SANITIZER = re.compile(r"Sanitizer|runtime error:|^==\d+==")
+
+
+class Build:
+    def __init__(self, name, program, options, env):
+        self.name = name
+        self.program = program
+        self.options = options
+        self.env = env
+
+
+def find_build(name):
+    if name == "plain":
+        program = os.environ.get("MOAT", ROOT / "build/src/cmd/moat")
+        build = Build(name, str(program), ["--sandbox=seccomp"], {})
+    else:
+        program = os.environ.get("MOAT_SANITIZED",
+                                 ROOT / "build-asan/src/cmd/moat")
+        # The sanitizers need system calls that the sandbox forbids.
+        build = Build(name, str(program), ["--sandbox=none"], {
+            "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=1",
+            "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"})
+    assert os.access(build.program, os.X_OK), f"{build.program} is not built"
+    return build
+
+
+class Guard:
+    """A guard between @folder/g (for VMMs) and @backend_path."""
+
+    def __init__(self, build, folder, backend_path, *options, name="g"):
+        self.build = build
+        self.path = f"{folder}/{name}"
+        self.lines = []
+        self._cond = threading.Condition()
+        env = dict(os.environ, **build.env)
+        self.process = subprocess.Popen(
+            [build.program, "guard", f"--socket-path={self.path}",
+             f"--backend={backend_path}", *build.options, *options],
+            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env,
+            text=True, errors="replace")
+        self.pid = self.process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.wait_line("listening on")
+
+    def _read(self):
+        for line in self.process.stderr:
+            with self._cond:
+                self.lines.append(line.rstrip("\n"))
+                self._cond.notify_all()
+        with self._cond:
+            self._cond.notify_all()
+
+    # -- log
+
+    def find(self, text, since=0):
+        return [line for line in self.lines[since:] if re.search(text, line)]
+
+    def wait_line(self, text, since=0, timeout=10):
+        """The first line from @since on that matches the expression."""
+        def there():
+            return (self.find(text, since) or not self._reader.is_alive()
+                    or self.process.poll() is not None)
+        with self._cond:
+            self._cond.wait_for(there, timeout)
+        if not self.find(text, since) and self.process.poll() is not None:
+            self._reader.join(5)
+        found = self.find(text, since)
+        assert found, f"no line like {text!r} in {self.lines[since:]}"
+        return found[0]
+
+    def complaints(self, since=0):
+        """What it logged as a warning or an error."""
+        return [line for line in self.lines[since:]
+                if not ROUTINE.match(line)]
+
+    def sanitizer_output(self):
+        return [line for line in self.lines if SANITIZER.search(line)]
+
+    # -- process
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def fds(self):
+        out = {}
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            try:
+                out[int(fd)] = os.readlink(f"/proc/{self.pid}/fd/{fd}")
+            except FileNotFoundError:
+                pass
+        return out
+
+    def cpu(self):
+        """Seconds of processor time so far, of all threads."""
+        total = 0
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            with open(f"/proc/{self.pid}/task/{task}/schedstat") as f:
+                total += int(f.read().split()[0])
+        return total / 1e9
+
+    def memory(self):
+        """Private resident bytes: heap and stack, not shared mappings."""
+        with open(f"/proc/{self.pid}/status") as f:
+            for line in f:
+                if line.startswith("RssAnon:"):
+                    return int(line.split()[1]) * 1024
+        raise AssertionError("no RssAnon")
+
+    def mappings(self):
+        with open(f"/proc/{self.pid}/maps") as f:
+            return f.read().splitlines()
+
+    def idle_cpu(self, span=0.05):
+        """Processor seconds used during @span seconds of nothing to do."""
+        before = self.cpu()
+        time.sleep(span)  # the span itself is what is measured
+        return self.cpu() - before
+
+    def terminate(self, timeout=10):
+        """SIGTERM; returns the exit status."""
+        if self.alive():
+            self.process.send_signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def wait(self, timeout=10):
+        code = self.process.wait(timeout)
+        self._reader.join(5)
+        return code
+
+    def close(self):
+        """End it; it must have lived well."""
+        try:
+            alive = self.alive()
+            code = self.terminate()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError("the guard ignored SIGTERM") from None
+        finally:
+            self.process.stderr.close() if not self._reader.is_alive() else 0
+        assert not self.sanitizer_output(), "\n".join(self.lines)
+        if alive:
+            assert code == 0, (code, self.lines)

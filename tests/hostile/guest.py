@@ -146,7 +146,7 @@ class GuestRam:
             for off, length in bank.device_owned:
                 bank.shadow[off:off + length] = \
                     bank.file_view[off:off + length]
-            if bank.file_view == bank.shadow:
+            if bank.map[:] == bank.shadow:
                 continue
             bad = [i for i in range(len(bank.shadow))
                    if bank.file_view[i] != bank.shadow[i]]
