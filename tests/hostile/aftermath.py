@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has to hold after an attack, whichever it was."""
+import re
+
+import vhost_user as vu
+
+
+def rest_is_fine(scene, witness, ram):
+    """Guard alive and idle, memory intact, a fresh VMM is served."""
+    guard = scene.guard
+    assert guard.alive(), (guard.process.returncode, guard.lines)
+    ram.check()
+    scene.device.good()
+    fresh = scene.running(queues=2)
+    fresh.ram.check()
+    witness()
+    used = guard.idle_cpu()
+    assert used < 0.02, f"{used * 1000:.0f} ms of CPU in 50 idle ms"
+    fresh.close()
+    fresh.ram.close()
+    scene.backend_is_happy()
+
+
+def one_line(scene, mark, *texts):
+    """Exactly one complaint since @mark; it names the device and @texts."""
+    lines = scene.guard.complaints(mark)
+    assert len(lines) == 1, lines
+    assert re.match(r"moat guard\[blk\]: (error|warning): ", lines[0]), lines
+    for text in texts:
+        assert re.search(text, lines[0]), (text, lines[0])
+
+
+def refused(vmm, timeout=5):
+    """The last message was refused: an error reply, or a closed connection.
+
+    Returns "reply" or "closed"; replies to earlier requests are skipped over
+    by whoever sent them.
+    """
+    try:
+        msg = vmm.fe.recv(timeout)
+    except vu.Closed:
+        return "closed"
+    assert msg.flags & vu.REPLY and msg.u64 != 0, msg
+    return "reply"
