@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unmodified disk backend: Debian's qemu-storage-daemon."""
+from procs import Process, listening, wait_until
+
+
+class StorageDaemon(Process):
+    """qemu-storage-daemon that exports one file as a vhost-user disk.
+
+    Parameters: the socket to listen on, the file, the number of queues;
+    fail_flush lets each flush that reaches the disk fail with EIO, to prove that
+    flushes do get there.
+    """
+
+    def __init__(self, socket_path, image, queues=1, fail_flush=False):
+        self.socket_path = str(socket_path)
+        super().__init__(self.command(self.socket_path, image, queues,
+                                      fail_flush), name="qemu-storage-daemon")
+        try:
+            wait_until(lambda: listening(self.socket_path)
+                       or not self.running(),
+                       f"qemu-storage-daemon listens on {socket_path}")
+            if not self.running():
+                raise self._complain("ended at once")
+        except BaseException:
+            self.kill()
+            raise
+
+    @staticmethod
+    def command(socket_path, image, queues=1, fail_flush=False):
+        node = "disk"
+        argv = ["qemu-storage-daemon", "--blockdev",
+                f"driver=file,filename={image},node-name=disk,"
+                "discard=unmap,aio=threads"]
+        if fail_flush:
+            node = "faulty"
+            argv += ["--blockdev", "driver=blkdebug,node-name=faulty,"
+                     "image=disk,discard=unmap,"
+                     "inject-error.0.event=flush_to_disk,"
+                     "inject-error.0.errno=5"]
+        return argv + ["--export", "type=vhost-user-blk,id=export,"
+                       f"node-name={node},addr.type=unix,"
+                       f"addr.path={socket_path},writable=on,"
+                       f"num-queues={queues}"]
+
+
+def make_image(path, size):
+    """A sparse raw disk image."""
+    with open(path, "wb") as f:
+        f.truncate(size)
+    return path

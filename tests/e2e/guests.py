@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests: a real Linux in user-mode Linux or in QEMU, spoken to over its console.
+
+Both boot the image of scripts/guest-initramfs in a few seconds and answer to
+run(): a shell script goes in, its output and status come back.  The guest goes on
+between calls, so a test can look at it from outside meanwhile.
+"""
+import base64
+import glob
+import os
+import subprocess
+import tempfile
+
+from procs import DEADLINE, TOP, Process, build_dir
+
+SCRIPTS = os.path.join(TOP, "scripts")
+LINE = 1000     # bytes of a script in one console line, far below a tty's 4095
+
+
+class GuestError(AssertionError):
+    """A script in the guest ended with a status other than 0."""
+
+
+def initramfs(modules):
+    return subprocess.run([os.path.join(SCRIPTS, "guest-initramfs"), modules],
+                          check=True, text=True, stdout=subprocess.PIPE
+                          ).stdout.strip()
+
+
+def newest(pattern):
+    found = sorted(glob.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"{pattern}: run scripts/setup.sh test")
+    return found[-1]
+
+
+class Guest(Process):
+    """A booted guest.  Leave it with poweroff() or, as a crash, kill()."""
+
+    def __init__(self, argv, name, env=None):
+        super().__init__(argv, name=name, env=env)
+        self._number = 0
+        try:
+            self.expect("^@ready$")
+        except BaseException:
+            self.kill()
+            raise
+
+    def start(self, script):
+        """Hands a script to the guest and does not wait; see finish()."""
+        self._number += 1
+        text = base64.b64encode(script.encode()).decode()
+        for at in range(0, len(text), LINE):
+            mark = len(self.log)
+            self.write("+" + text[at:at + LINE] + "\n")
+            self.expect("^@ack$", mark)
+        self.write(f"!{self._number}\n")
+        return self._number
+
+    def finish(self, number, deadline=DEADLINE, check=True):
+        """Waits for the end of a script; returns its output, or with
+        check=False the pair (status, output)."""
+        begin = self.expect(f"^@begin {number}\n", deadline=deadline)
+        end = self.expect(rf"^@end {number} (\d+)$", begin.end(),
+                          deadline=deadline)
+        status = int(end.group(1))
+        output = self.log[begin.end():end.start()].rstrip("\n")
+        if not check:
+            return status, output
+        if status:
+            raise GuestError(f"{self.name}: status {status}\n{output}")
+        return output
+
+    def run(self, script, deadline=DEADLINE, check=True):
+        return self.finish(self.start("set -e\n" + script), deadline, check)
+
+    def poweroff(self):
+        """An orderly end; returns the VMM's exit status."""
+        if self.running():
+            self.start("poweroff -f")
+        return self.wait()
+
+
+class UserModeLinux(Guest):
+    """Debian's user-mode-linux; its disk is virtio over vhost-user.
+
+    Parameters: the vhost-user sockets as (path, virtio device id), the
+    size of the guest's memory in MiB.
+    """
+    vmm = "uml"
+
+    def __init__(self, devices, memory=128):
+        # Its sockets and pid files; by default they go under ~/.uml.
+        self._umldir = tempfile.TemporaryDirectory(prefix="moat-uml-",
+                                                   dir="/tmp")
+        image = initramfs(newest("/usr/lib/uml/modules/*"))
+        argv = ["linux.uml", f"mem={memory}M", f"initrd={image}",
+                "con=null", "con0=fd:0,fd:1", "loglevel=4", "panic=-1",
+                f"uml_dir={self._umldir.name}/"]
+        argv += [f"virtio_uml.device={path}:{number}"
+                 for path, number in devices]
+        # Makes it run on processors that are newer than it; see the source.
+        shim = os.path.join(build_dir(), "tests/e2e/uml-xstate.so")
+        super().__init__(argv, "user-mode Linux",
+                         env={"LD_PRELOAD": shim})
+
+    def kill(self):
+        super().kill()
+        self._umldir.cleanup()
+
+
+class Qemu(Guest):
+    """Debian 12's QEMU, without hardware virtualisation.
+
+    Parameters: device arguments (see disk()), the memory in MiB, the number
+    of processors.
+    """
+    vmm = "qemu"
+
+    def __init__(self, devices, memory=256, cpus=1):
+        base = subprocess.run([os.path.join(SCRIPTS, "guest-kernel")],
+                              check=True, text=True, stdout=subprocess.PIPE
+                              ).stdout.strip()
+        image = initramfs(newest(f"{base}/lib/modules/*"))
+        argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config",
+                "-no-reboot", "-display", "none", "-serial", "stdio",
+                "-accel", "tcg,thread=multi", "-cpu", "max",
+                "-machine", "q35,memory-backend=mem",
+                "-object", "memory-backend-memfd,id=mem,share=on,"
+                f"size={memory}M",
+                "-m", str(memory), "-smp", str(cpus),
+                "-kernel", newest(f"{base}/boot/vmlinuz-*"),
+                "-initrd", image,
+                "-append", "console=ttyS0 loglevel=4 panic=-1 tsc=reliable "
+                "mitigations=off"]
+        super().__init__(argv + list(devices), "QEMU")
+
+    @staticmethod
+    def disk(socket_path, queues=1):
+        return ["-chardev", f"socket,id=c0,path={socket_path}",
+                "-device", "vhost-user-blk-pci,chardev=c0,"
+                f"num-queues={queues}"]
+
+
+def boot(vmm, socket_path, queues=1):
+    """A guest of the named kind with one vhost-user disk, /dev/vda."""
+    if vmm == "uml":
+        return UserModeLinux([(socket_path, 2)])
+    return Qemu(Qemu.disk(socket_path, queues), cpus=queues)
