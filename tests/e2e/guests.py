@@ -116,14 +116,20 @@ class Qemu(Guest):
     of processors.
     """
     vmm = "qemu"
+    program = ["qemu-system-x86_64"]
 
-    def __init__(self, devices, memory=256, cpus=1):
-        base = subprocess.run([os.path.join(SCRIPTS, "guest-kernel")],
+    @staticmethod
+    def kernel():
+        """A folder with boot/vmlinuz-* and lib/modules/*."""
+        return subprocess.run([os.path.join(SCRIPTS, "guest-kernel")],
                               check=True, text=True, stdout=subprocess.PIPE
                               ).stdout.strip()
+
+    def __init__(self, devices, memory=256, cpus=1):
+        base = self.kernel()
         image = initramfs(newest(f"{base}/lib/modules/*"))
-        argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config",
-                "-no-reboot", "-display", "none", "-serial", "stdio",
+        argv = [*self.program, "-nodefaults", "-no-user-config", "-no-reboot",
+                "-display", "none", "-serial", "stdio",
                 "-accel", "tcg,thread=multi", "-cpu", "max",
                 "-machine", "q35,memory-backend=mem",
                 "-object", "memory-backend-memfd,id=mem,share=on,"
