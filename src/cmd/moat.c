@@ -12,6 +12,8 @@ static const struct {
 	int (*run)(int argc, char **argv);
 	const char *help;
 } commands[] = {
+	{ "audit", moat_cmd_audit,
+	  "shows which bytes of guest RAM each process can reach" },
 	{ 0 },
 };
 
