@@ -39,17 +39,20 @@ def find_build(name):
 
 
 class Guard:
-    """A guard between @folder/g (for VMMs) and @backend_path."""
+    """A guard between @folder/g (for VMMs) and @backend_path, or what
+    @options say in its place."""
 
-    def __init__(self, build, folder, backend_path, *options, name="g"):
+    def __init__(self, build, folder, backend_path, *options, name="g",
+                 pass_fds=()):
         self.build = build
         self.path = f"{folder}/{name}"
         self.lines = []
         self._cond = threading.Condition()
         env = dict(os.environ, **build.env)
+        backend = [f"--backend={backend_path}"] if backend_path else []
         self.process = subprocess.Popen(
-            [build.program, "guard", f"--socket-path={self.path}",
-             f"--backend={backend_path}", *build.options, *options],
+            [build.program, "guard", f"--socket-path={self.path}", *backend,
+             *build.options, *options], pass_fds=pass_fds,
             stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env,
             text=True, errors="replace")
         self.pid = self.process.pid
