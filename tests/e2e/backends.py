@@ -34,9 +34,8 @@ class StorageDaemon(Process):
         if fail_flush:
             node = "faulty"
             argv += ["--blockdev", "driver=blkdebug,node-name=faulty,"
-                     "image=disk,discard=unmap,"
-                     "inject-error.0.event=flush_to_disk,"
-                     "inject-error.0.errno=5"]
+                     "image=disk,discard=unmap,inject-error.0.event=none,"
+                     "inject-error.0.iotype=flush,inject-error.0.errno=5"]
         return argv + ["--export", "type=vhost-user-blk,id=export,"
                        f"node-name={node},addr.type=unix,"
                        f"addr.path={socket_path},writable=on,"

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's disk works through the guard as it does without."""
+import hashlib
+import re
+
+import pytest
+
+from machine import MIB, Machine
+from procs import run, wait_until
+
+VMMS = ["uml", "qemu"]
+
+
+@pytest.fixture(scope="module", params=VMMS)
+def machine(request):
+    with Machine(request.param) as m:
+        yield m
+
+
+def test_a_file_system_is_made_written_remounted_and_checked(machine):
+    sums = machine.guest.run("""
+        /sbin/mke2fs -q -t ext4 /dev/vda
+        mount /dev/vda /mnt
+        for size in 1 511 4096 65537 1048577 16777216; do
+            head -c $size /dev/urandom >/mnt/file$size
+        done
+        mkdir /mnt/many
+        for i in $(seq 200); do echo "this is $i" >/mnt/many/$i; done
+        cd /mnt
+        sha256sum file* many/* >/tmp/sums
+        cd /
+        umount /mnt
+        mount /dev/vda /mnt
+        cd /mnt
+        sha256sum -c -s /tmp/sums
+        cd /
+        umount /mnt
+        cat /tmp/sums""")
+    # The same bytes, as the host reads them from the image.
+    assert run(["/sbin/e2fsck", "-fn", machine.image]).returncode == 0
+    checked = 0
+    for line in sums.splitlines():
+        wanted, name = line.split()
+        if not name.startswith("file"):
+            continue
+        out = machine.work / name
+        run(["/sbin/debugfs", "-R", f"dump /{name} {out}", machine.image])
+        with open(out, "rb") as f:
+            assert hashlib.sha256(f.read()).hexdigest() == wanted, name
+        checked += 1
+    assert checked == 6
+
+
+SIZES = ["512", "4k", "60k", "128k", "1M", "4M"]
+
+
+def test_requests_of_all_sizes_read_what_the_host_wrote(machine):
+    wanted = machine.fill(64 * MIB, 12 * MIB)
+    sums = machine.guest.run("".join(f"""
+        echo 3 >/proc/sys/vm/drop_caches
+        dd if=/dev/vda iflag=direct,skip_bytes,count_bytes bs={size} \
+            skip={64 * MIB} count={12 * MIB} 2>/dev/null | sha256sum
+        """ for size in SIZES)).split()
+    assert sums[::2] == [wanted] * len(SIZES)
+
+
+def test_requests_of_all_sizes_write_what_the_guest_meant(machine):
+    for n, size in enumerate(SIZES):
+        offset = (96 + 8 * n) * MIB
+        wanted = machine.guest.run(f"""
+            head -c {4 * MIB} /dev/urandom >/tmp/data
+            dd if=/tmp/data of=/dev/vda oflag=direct,seek_bytes bs={size} \
+                seek={offset} conv=notrunc 2>/dev/null
+            sha256sum </tmp/data""").split()[0]
+        # The tail of a size that does not divide it goes the buffered way.
+        machine.guest.run("sync")
+        assert machine.checksum(offset, 4 * MIB) == wanted, size
+
+
+def test_discard_gives_the_space_back(machine):
+    machine.guest.run(f"""
+        dd if=/dev/urandom of=/dev/vda bs=1M seek=160 count=32 conv=fsync \
+            2>/dev/null""")
+    before = machine.allocated()
+    machine.guest.run(f"blkdiscard -o {160 * MIB} -l {32 * MIB} /dev/vda")
+    wait_until(lambda: machine.allocated() <= before - 31 * MIB,
+               "the image shrinks", deadline=10)
+
+
+def test_a_flush_reaches_the_disk_and_its_status_the_guest(machine):
+    # The daemon starts as write-through; the driver's switch is a write to
+    # the device's configuration space.
+    switch = "echo 'write back' >/sys/block/vda/cache_type\n"
+    write = "dd if=/dev/zero of=/dev/vda oflag=direct bs=4k count=1 2>&1"
+    machine.guest.run(switch + write + " conv=fsync")
+    with Machine(machine.vmm, fail_flush=True) as faulty:
+        faulty.guest.run(switch + write)
+        status, output = faulty.guest.run(write + " conv=fsync", check=False)
+        assert status != 0 and "error" in output, output
+
+
+def test_two_queues_carry_requests_where_the_driver_asks_for_them():
+    with Machine("qemu", queues=2) as m:
+        wanted = m.fill(0, 16 * MIB)
+        sums, counts = m.guest.run("""
+            for cpu in 1 2; do
+                taskset $cpu dd if=/dev/vda iflag=direct bs=64k count=256 \
+                    2>/dev/null | sha256sum >/tmp/$cpu &
+            done
+            wait
+            cat /tmp/1 /tmp/2
+            echo ---
+            grep virtio0-req /proc/interrupts""").split("---")
+        assert sums.split()[::2] == [wanted] * 2
+        calls = [int(a) + int(b) for a, b in
+                 re.findall(r"^ *\d+: +(\d+) +(\d+) ", counts, re.MULTILINE)]
+        assert len(calls) == 2 and min(calls) > 100, counts
