@@ -190,10 +190,9 @@ static void lane_labels(struct page *pg, const struct object *o,
 		    "nothing");
 		return;
 	}
-	snprintf(label, sizeof(label), "%s  (%.*f%%)%s%s",
-		 audit_size(bytes, size), bytes == o->size ? 0 : 1,
-		 o->size ? 100.0 * (double)bytes / (double)o->size : 0,
-		 bad ? "" : "", "");
+	snprintf(label, sizeof(label), "%s  (%.*f%%)", audit_size(bytes, size),
+		 bytes == o->size ? 0 : 1,
+		 o->size ? 100.0 * (double)bytes / (double)o->size : 0);
 	put(pg, BAR_X + BAR_W + 14, base, 13, bad, bad ? red : ink, LEFT,
 	    label);
 }
@@ -228,16 +227,25 @@ static int draw_lane(struct page *pg, const struct vm *vm, uint32_t obj,
 	return 0;
 }
 
+/* Ticks at round offsets, three to seven of them, and one at the end. */
 static void draw_scale(struct page *pg, uint64_t size)
 {
-	for (int i = 0; i <= 4; i++) {
-		double x = BAR_X + BAR_W * i / 4;
-		char label[24];
+	uint64_t step = 4096;
+	char label[24];
 
-		box(pg, x - (i == 4), pg->y, 1, 5, grey);
-		put(pg, x, pg->y + 17, 10.5, false, grey, CENTRE,
-		    i ? audit_size(size / 4 * (uint64_t)i, label) : "0");
+	while (size / step > 6 && step < 1ull << 62)
+		step *= 2;
+	for (uint64_t at = 0; at < size; at += step) {
+		double x = (double)at / (double)size * BAR_W;
+
+		box(pg, BAR_X + x, pg->y, 1, 5, grey);
+		if (BAR_W - x > 96)
+			put(pg, BAR_X + x, pg->y + 17, 10.5, false, grey,
+			    CENTRE, at ? audit_size(at, label) : "0");
 	}
+	box(pg, BAR_X + BAR_W - 1, pg->y, 1, 5, grey);
+	put(pg, BAR_X + BAR_W, pg->y + 17, 10.5, false, grey, CENTRE,
+	    audit_size(size, label));
 	pg->y += 28;
 }
 
@@ -282,12 +290,11 @@ static void verdict(struct page *pg, const struct vm *vm)
 			 "%zu process%s beside the VMM and its guard can reach "
 			 "this guest's RAM outside a pool",
 			 vm->outside, vm->outside == 1 ? "" : "es");
-	else
+	else if (!pg->a->narrow)
 		snprintf(label, sizeof(label),
-			 "No %sprocess beside the VMM and its guard reaches "
-			 "this guest's RAM outside a pool",
-			 pg->a->narrow ? "process asked for, and so no " : "");
-	if (!vm->outside && pg->a->narrow)
+			 "No process beside the VMM and its guard reaches this "
+			 "guest's RAM outside a pool");
+	else
 		snprintf(label, sizeof(label),
 			 "0 bytes of this guest's RAM outside a pool are "
 			 "within reach of the processes asked for");

@@ -150,8 +150,7 @@ void moat_share_close(struct moat_pool *pool, struct moat_share *share)
 	struct moat_run run = { share->own.first, share->own.n };
 
 	moat_pool_uncarve(pool, &run);
-	if (pool->waiter == share)
-		pool->waiter = NULL;
+	moat_pool_yield(pool, share);
 	*share = (struct moat_share){ 0 };
 }
 
@@ -159,6 +158,12 @@ void moat_share_close(struct moat_pool *pool, struct moat_share *share)
 static uint32_t common_limit(const struct moat_pool *pool)
 {
 	return pool->slots - pool->carved_end;
+}
+
+void moat_pool_yield(struct moat_pool *pool, const struct moat_share *share)
+{
+	if (pool->waiter == share)
+		pool->waiter = NULL;
 }
 
 static bool alloc_any(struct moat_pool *pool, struct moat_share *share,
@@ -183,8 +188,7 @@ int moat_pool_alloc(struct moat_pool *pool, struct moat_share *share,
 	}
 	account(&pool->stats, n);
 	account(&share->stats, n);
-	if (pool->waiter == share)
-		pool->waiter = NULL;
+	moat_pool_yield(pool, share);
 	return 0;
 }
 

@@ -110,6 +110,14 @@ void moat_share_close(struct moat_pool *pool, struct moat_share *share);
 int moat_pool_alloc(struct moat_pool *pool, struct moat_share *share,
 		    uint32_t n, uint32_t align, struct moat_run *run);
 
+/**
+ * moat_pool_yield() - @share waits no longer
+ *
+ * For a queue that will not try again: one that broke or was disabled must
+ * not keep its claim on the common part.
+ */
+void moat_pool_yield(struct moat_pool *pool, const struct moat_share *share);
+
 /** moat_pool_free() - give a run back; an empty run is fine; @run is emptied */
 void moat_pool_free(struct moat_pool *pool, struct moat_share *share,
 		    struct moat_run *run);

@@ -2,9 +2,9 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "os/clock.h"
 #include "os/log.h"
 
 void moat_log_init(struct moat_log *log, const char *prefix,
@@ -19,11 +19,9 @@ void moat_log_init(struct moat_log *log, const char *prefix,
 
 static bool take_token(struct moat_log *log)
 {
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	uint64_t now = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-	uint64_t step = 1000000000u / MOAT_LOG_PER_SEC;
-	uint64_t n = (now - log->tokens_at_ns) / step;
+	uint64_t now = moat_now_ns();
+	uint64_t n = (now - log->tokens_at_ns) /
+		     (MOAT_NS_PER_SEC / MOAT_LOG_PER_SEC);
 
 	if (n) {
 		log->tokens_at_ns = now;

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moat guard: stands between a VMM and a vhost-user backend.
+ */
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "core/pool.h"
+#include "guard/service.h"
+
+#define POOL_DEFAULT (UINT64_C(64) << 20)
+#define POOL_MIN (UINT64_C(64) << 10)
+#define POOL_MAX (UINT64_C(1) << 40)
+#define POLL_DEFAULT_US 32u
+#define POLL_MAX_US 10000u
+
+enum {
+	OPT_SOCKET = 256,
+	OPT_FD,
+	OPT_BACKEND,
+	OPT_EXEC,
+	OPT_DEVICE,
+	OPT_POOL,
+	OPT_POLL,
+	OPT_ONCE,
+	OPT_SANDBOX,
+	OPT_LOG,
+	OPT_CAPS,
+};
+
+static const struct argp_option options[] = {
+	{ 0, 0, 0, 0, "Towards the VMM (one of):", 1 },
+	{ "socket-path", OPT_SOCKET, "PATH", 0,
+	  "listen on PATH, for one VMM after the other", 0 },
+	{ "fd", OPT_FD, "N", 0, "serve the connection that fd N is", 0 },
+	{ 0, 0, 0, 0, "Towards the backend (one of):", 2 },
+	{ "backend", OPT_BACKEND, "SOCKET", 0,
+	  "connect to the backend that listens on SOCKET", 0 },
+	{ "exec", OPT_EXEC, 0, 0,
+	  "start the backend: the COMMAND after --. In its arguments {socket} "
+	  "becomes a path to listen on, {listen-fd} a listening fd, {fd} a "
+	  "connected one; with none of them --fd=N is appended",
+	  0 },
+	{ 0, 0, 0, 0, "The device:", 3 },
+	{ "device", OPT_DEVICE, "TYPE", 0,
+	  "what the backend is (blk, fs, net, ...); default: generic rules", 0 },
+	{ "pool-size", OPT_POOL, "SIZE", 0,
+	  "bytes of memory that the backend sees, with K, M or G (default "
+	  "64M); only what is used is allocated",
+	  0 },
+	{ "poll-us", OPT_POLL, "N", 0,
+	  "look for work up to N microseconds before sleeping, while that pays "
+	  "off (default 32; 0: never)",
+	  0 },
+	{ 0, 0, 0, 0, "The process:", 4 },
+	{ "once", OPT_ONCE, 0, 0, "end when the first VMM leaves", 0 },
+	{ "sandbox", OPT_SANDBOX, "MODE", 0,
+	  "seccomp (default) or none, for debugging", 0 },
+	{ "log-level", OPT_LOG, "LEVEL", 0,
+	  "error, warn, info (default) or debug", 0 },
+	{ "print-capabilities", OPT_CAPS, 0, 0,
+	  "print what this back-end program can do, as JSON, and exit", 0 },
+	{ 0 },
+};
+
+struct args {
+	struct moat_service_config config;
+	const char *device;
+	enum moat_log_level level;
+	bool exec;
+	bool caps;
+};
+
+static int parse_number(const char *arg, uint64_t max, uint64_t *out)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtoull(arg, &end, 10);
+	return errno || end == arg || *end || arg[0] == '-' || *out > max;
+}
+
+/* A number with K, M or G. */
+static int parse_size(const char *arg, uint64_t *out)
+{
+	unsigned int shift = 0;
+	char *end;
+
+	errno = 0;
+	*out = strtoull(arg, &end, 10);
+	if (errno || end == arg || arg[0] == '-')
+		return -1;
+	if (*end) {
+		const char *unit = strchr("KMG", *end);
+
+		if (!unit || end[1])
+			return -1;
+		shift = 10 * (unsigned int)(1 + (*unit == 'M') +
+					    2 * (*unit == 'G'));
+	}
+	if (*out > UINT64_MAX >> shift)
+		return -1;
+	*out <<= shift;
+	return 0;
+}
+
+static void parse_pool(const char *arg, struct args *a,
+		       struct argp_state *state)
+{
+	uint64_t size;
+
+	if (parse_size(arg, &size) || size < POOL_MIN || size > POOL_MAX)
+		argp_error(state,
+			   "--pool-size=%s: a size from 64K to 1024G, with K, M "
+			   "or G, is needed",
+			   arg);
+	else
+		a->config.pool_size = (size + MOAT_SLOT_SIZE - 1) /
+				      MOAT_SLOT_SIZE * MOAT_SLOT_SIZE;
+}
+
+static void parse_device(const char *arg, struct args *a,
+			 struct argp_state *state)
+{
+	a->config.type = moat_device_type(arg);
+	if (a->config.type && !a->config.type->refused)
+		return;
+	if (a->config.type) {
+		argp_error(state, "--device=%s is refused: %s", arg,
+			   a->config.type->refused);
+		return;
+	}
+	fprintf(stderr, "moat guard: device types:");
+	for (const struct moat_device_type *t = moat_device_types(); t->name;
+	     t++)
+		if (!t->refused)
+			fprintf(stderr, " %s", t->name);
+	fputc('\n', stderr);
+	argp_error(state, "--device=%s: no such device type", arg);
+}
+
+static void parse_level(const char *arg, struct args *a,
+			struct argp_state *state)
+{
+	static const char *const names[] = { "error", "warn", "info", "debug" };
+
+	for (unsigned int i = 0; i < 4; i++)
+		if (!strcmp(arg, names[i])) {
+			a->level = (enum moat_log_level)i;
+			return;
+		}
+	argp_error(state, "--log-level=%s: error, warn, info or debug", arg);
+}
+
+static void check(const struct args *a, struct argp_state *state)
+{
+	if (a->caps)
+		return;
+	if (!a->config.socket_path == (a->config.fd < 0))
+		argp_error(state, "exactly one of --socket-path=PATH and --fd=N "
+				  "is needed");
+	if (!a->config.backend == !a->exec)
+		argp_error(state, "exactly one of --backend=SOCKET and --exec "
+				  "-- COMMAND is needed");
+	if (a->exec && !a->config.exec)
+		argp_error(state, "--exec needs a COMMAND after --");
+	if (!a->exec && a->config.exec)
+		argp_error(state, "a COMMAND needs --exec before it");
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct args *a = state->input;
+	uint64_t n;
+
+	switch (key) {
+	case OPT_SOCKET:
+		a->config.socket_path = arg;
+		break;
+	case OPT_FD:
+		if (parse_number(arg, INT32_MAX, &n))
+			argp_error(state, "--fd=%s: a number is needed", arg);
+		else
+			a->config.fd = (int)n;
+		break;
+	case OPT_BACKEND:
+		a->config.backend = arg;
+		break;
+	case OPT_EXEC:
+		a->exec = true;
+		break;
+	case OPT_DEVICE:
+		parse_device(arg, a, state);
+		break;
+	case OPT_POOL:
+		parse_pool(arg, a, state);
+		break;
+	case OPT_POLL:
+		if (parse_number(arg, POLL_MAX_US, &n))
+			argp_error(state, "--poll-us=%s: 0 to %u is needed",
+				   arg, POLL_MAX_US);
+		else
+			a->config.poll_us = (uint32_t)n;
+		break;
+	case OPT_ONCE:
+		a->config.once = true;
+		break;
+	case OPT_SANDBOX:
+		if (strcmp(arg, "seccomp") && strcmp(arg, "none"))
+			argp_error(state, "--sandbox=%s: seccomp or none", arg);
+		a->config.seccomp = strcmp(arg, "none");
+		break;
+	case OPT_LOG:
+		parse_level(arg, a, state);
+		break;
+	case OPT_CAPS:
+		a->caps = true;
+		break;
+	case ARGP_KEY_ARGS:
+		a->config.exec = state->argv + state->next;
+		state->next = state->argc;
+		break;
+	case ARGP_KEY_END:
+		check(a, state);
+		break;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+	return 0;
+}
+
+/* The vhost-user specification, "Back-end program conventions". */
+static void print_capabilities(const struct moat_device_type *type)
+{
+	printf("{\n  \"type\": \"%s\",\n  \"features\": []\n}\n",
+	       type->capability ? type->capability : type->name);
+}
+
+int moat_cmd_guard(int argc, char **argv)
+{
+	static const struct argp argp = {
+		.options = options,
+		.parser = parse,
+		.args_doc = "[-- COMMAND [ARGUMENT...]]",
+		.doc = "Stand between a VMM and a vhost-user backend, so that "
+		       "the backend sees a pool and nothing of the guest's RAM.",
+	};
+	struct args a = {
+		.config = {
+			.type = moat_device_type("generic"),
+			.fd = -1,
+			.pool_size = POOL_DEFAULT,
+			.poll_us = POLL_DEFAULT_US,
+			.seccomp = true,
+		},
+		.level = MOAT_LOG_INFO,
+	};
+	struct moat_log log;
+	char prefix[64];
+	static char name[] = "moat guard";
+
+	argv[0] = name;
+	argp_err_exit_status = 2;
+	if (argp_parse(&argp, argc, argv, 0, NULL, &a))
+		return 2;
+	if (a.caps) {
+		print_capabilities(a.config.type);
+		return 0;
+	}
+	snprintf(prefix, sizeof(prefix), "moat guard[%s]", a.config.type->name);
+	moat_log_init(&log, prefix, a.level);
+	return moat_service_run(&a.config, &log);
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <endian.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "core/pool.h"
+#include "guard/policy.h"
+
+#define PAYLOAD "it puts guest addresses into payloads, which a bounce pool " \
+		"can not follow; give it to the VMM without moat, or wait for " \
+		"a mediator"
+
+/* Request-like devices answer each request; the others hold buffers. */
+#define REQUESTS 5000u
+#define BUFFERS 20u
+
+static const struct moat_device_type types[] = {
+	{ "generic", 0, NULL, NULL, 100 },
+	{ "net", 1, "net", NULL, BUFFERS },
+	{ "blk", 2, "block", NULL, REQUESTS },
+	{ "console", 3, "console", NULL, BUFFERS },
+	{ "rng", 4, "rng", NULL, REQUESTS },
+	{ "balloon", 5, "balloon", PAYLOAD, 0 },
+	{ "scsi", 8, "scsi", NULL, REQUESTS },
+	{ "gpu", 16, "gpu", PAYLOAD, 0 },
+	{ "input", 18, "input", NULL, BUFFERS },
+	{ "vsock", 19, "vsock", NULL, BUFFERS },
+	{ "crypto", 20, "crypto", NULL, REQUESTS },
+	{ "iommu", 23, NULL, PAYLOAD, 0 },
+	{ "mem", 24, NULL, PAYLOAD, 0 },
+	{ "snd", 25, NULL, NULL, BUFFERS },
+	{ "fs", 26, "fs", NULL, REQUESTS },
+	{ "i2c", 34, NULL, NULL, REQUESTS },
+	{ "gpio", 41, NULL, NULL, BUFFERS },
+	{ NULL },
+};
+
+#define VIRTIO_ID_BLOCK 2u
+#define VIRTIO_BLK_F_SIZE_MAX 1
+#define VIRTIO_BLK_F_SEG_MAX 2
+/* Offsets in struct virtio_blk_config (virtio 1.4, 5.2.4). */
+#define BLK_SIZE_MAX 8u
+#define BLK_SEG_MAX 12u
+
+/* Device-specific feature bits: 0 to 23, 50 and up (virtio 1.4, 2.2). */
+#define DEVICE_BITS (((UINT64_C(1) << 24) - 1) | ~((UINT64_C(1) << 50) - 1))
+
+const struct moat_device_type *moat_device_types(void)
+{
+	return types;
+}
+
+const struct moat_device_type *moat_device_type(const char *name)
+{
+	for (const struct moat_device_type *t = types; t->name; t++)
+		if (!strcmp(t->name, name))
+			return t;
+	return NULL;
+}
+
+uint64_t moat_policy_protocol(uint64_t backend)
+{
+	uint64_t pass = MOAT_BIT(VHOST_USER_PROTOCOL_F_MQ) |
+			MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |
+			MOAT_BIT(VHOST_USER_PROTOCOL_F_RESET_DEVICE);
+	uint64_t own = MOAT_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK) |
+		       MOAT_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) |
+		       MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |
+		       MOAT_BIT(VHOST_USER_PROTOCOL_F_STATUS);
+
+	return (backend & pass) | own;
+}
+
+uint64_t moat_policy_offer(const struct moat_device_type *type,
+			   uint64_t backend)
+{
+	uint64_t f = backend & DEVICE_BITS;
+
+	f |= MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+	     MOAT_BIT(VIRTIO_F_EVENT_IDX) |
+	     MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
+	/*
+	 * With indirect tables a driver may build chains longer than the ring;
+	 * the backend can only be given those if it takes tables as well.
+	 */
+	f |= backend & MOAT_BIT(VIRTIO_F_INDIRECT_DESC);
+	/* The driver has to know how much fits the pool. */
+	if (type->virtio_id == VIRTIO_ID_BLOCK &&
+	    backend & MOAT_BIT(VIRTIO_BLK_F_SEG_MAX))
+		f |= MOAT_BIT(VIRTIO_BLK_F_SIZE_MAX);
+	return f;
+}
+
+uint64_t moat_policy_accept(uint64_t backend, uint64_t driver)
+{
+	uint64_t own = MOAT_BIT(VIRTIO_F_VERSION_1) |
+		       MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |
+		       MOAT_BIT(VIRTIO_F_EVENT_IDX) |
+		       MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
+
+	return backend & ((driver & DEVICE_BITS) | own);
+}
+
+static uint32_t get_le32(const uint8_t *p)
+{
+	uint32_t v;
+
+	memcpy(&v, p, sizeof(v));
+	return le32toh(v);
+}
+
+static void put_le32(uint8_t *p, uint32_t v)
+{
+	v = htole32(v);
+	memcpy(p, &v, sizeof(v));
+}
+
+/*
+ * Any seg_max segments of up to size_max bytes have to fit: each may need up
+ * to a page more for its alignment.
+ */
+static void clamp_blk(uint32_t *size_max, uint32_t *seg_max, uint64_t limit)
+{
+	uint64_t page = MOAT_SLOT_SIZE, per_seg;
+
+	if (limit < 2 * page)
+		limit = 2 * page;
+	if (!*seg_max || *seg_max > limit / (2 * page))
+		*seg_max = *seg_max ? (uint32_t)(limit / (2 * page)) : 1;
+	per_seg = limit / *seg_max / page * page - page;
+	if (!*size_max || *size_max > per_seg)
+		*size_max = per_seg > UINT32_MAX ? UINT32_MAX :
+						   (uint32_t)per_seg;
+}
+
+void moat_policy_config(const struct moat_device_type *type,
+			struct moat_vu_config *config, uint64_t limit)
+{
+	uint32_t size_max, seg_max;
+	uint8_t *at;
+
+	if (type->virtio_id != VIRTIO_ID_BLOCK)
+		return;
+	/* The session always reads both fields together with what was asked. */
+	if (config->offset > BLK_SIZE_MAX ||
+	    config->offset + config->size < BLK_SEG_MAX + 4)
+		return;
+	at = config->data - config->offset;
+	size_max = get_le32(at + BLK_SIZE_MAX);
+	seg_max = get_le32(at + BLK_SEG_MAX);
+	clamp_blk(&size_max, &seg_max, limit);
+	put_le32(at + BLK_SIZE_MAX, size_max);
+	put_le32(at + BLK_SEG_MAX, seg_max);
+}

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Policy: which device types the guard carries, which features it lets through
+ * on each leg, and what it changes in a config space. Tables and pure
+ * functions; no state.
+ *
+ *     VMM  <-- moat_policy_offer --  backend's features
+ *     VMM  -- driver's choice  --> moat_policy_accept --> backend
+ *
+ * What concerns the ring ends at the guard, each leg on its own; what concerns
+ * the device passes; what is unknown does not.
+ */
+#ifndef MOAT_GUARD_POLICY_H
+#define MOAT_GUARD_POLICY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vu/proto.h"
+
+/**
+ * struct moat_device_type - what --device=TYPE means
+ * @name: as on the command line
+ * @virtio_id: device ID (virtio 1.4, 5); 0 for the generic rules
+ * @capability: its name in the vhost-user back-end capabilities, or NULL
+ * @refused: why it can not be carried; NULL if it can
+ * @drain_ms: how long a stopping queue waits without progress for requests
+ *	that the backend has: long where each request ends by itself, short
+ *	where buffers are posted for what may never come
+ */
+struct moat_device_type {
+	const char *name;
+	uint32_t virtio_id;
+	const char *capability;
+	const char *refused;
+	uint32_t drain_ms;
+};
+
+/** moat_device_type() - by @name, or NULL */
+const struct moat_device_type *moat_device_type(const char *name);
+
+/** moat_device_types() - all of them, ended by one without a name */
+const struct moat_device_type *moat_device_types(void);
+
+/** Protocol features that the guard can use towards a backend. */
+#define MOAT_POLICY_BACKEND_PROTOCOL                                     \
+	(MOAT_BIT(VHOST_USER_PROTOCOL_F_MQ) |                            \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK) |                     \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) |                   \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |                        \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_RESET_DEVICE))
+
+/** moat_policy_protocol() - protocol features to offer to the VMM */
+uint64_t moat_policy_protocol(uint64_t backend);
+
+/** moat_policy_offer() - virtio features to offer to the VMM */
+uint64_t moat_policy_offer(const struct moat_device_type *type,
+			   uint64_t backend);
+
+/**
+ * moat_policy_accept() - what to acknowledge to the backend
+ * @backend: features that it offers
+ * @driver: features that the driver took from moat_policy_offer()
+ */
+uint64_t moat_policy_accept(uint64_t backend, uint64_t driver);
+
+/**
+ * moat_policy_config() - bring limits in a config space down to the pool
+ * @config: as read from the backend
+ * @limit: bytes of the largest request that fits
+ */
+void moat_policy_config(const struct moat_device_type *type,
+			struct moat_vu_config *config, uint64_t limit);
+
+#endif

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/runner.h"
+#include "os/clock.h"
+#include "os/fd.h"
+
+#define BUDGET 64u /* requests of one queue, each way, in one round */
+#define ROUNDS 16u /* between two looks at the control plane */
+#define WINDOW_MIN_NS 4000u
+#define LOOKS 32u /* at the rings, between two looks at the clock */
+
+void moat_runner_init(struct moat_runner *r, struct moat_loop *loop,
+		      uint32_t poll_us)
+{
+	r->loop = loop;
+	r->poll_max_ns = (uint64_t)poll_us * 1000;
+	r->queues = r->active = NULL;
+	r->window_ns = 0;
+	r->idle_since_ns = moat_now_ns();
+}
+
+/* The first queue to wake up tells whether polling longer would have paid. */
+static void adapt(struct moat_runner *r)
+{
+	uint64_t idle;
+
+	if (!r->poll_max_ns)
+		return;
+	idle = moat_now_ns() - r->idle_since_ns;
+	if (idle > r->poll_max_ns) {
+		r->window_ns /= 2;
+		if (r->window_ns < WINDOW_MIN_NS)
+			r->window_ns = 0;
+	} else {
+		r->window_ns = r->window_ns ? r->window_ns * 2 : WINDOW_MIN_NS;
+		if (r->window_ns > r->poll_max_ns)
+			r->window_ns = r->poll_max_ns;
+	}
+}
+
+void moat_runner_wake(struct moat_runner *r, struct moat_runner_queue *q)
+{
+	if (q->active)
+		return;
+	if (!r->active)
+		adapt(r);
+	q->active = true;
+	q->next_active = r->active;
+	r->active = q;
+	moat_relay_notify_off(&q->relay);
+}
+
+static void on_event(void *arg, uint32_t events)
+{
+	struct moat_runner_queue *q = arg;
+
+	(void)events;
+	moat_runner_wake(q->runner, q);
+}
+
+int moat_runner_attach(struct moat_runner *r, struct moat_runner_queue *q)
+{
+	int ret = 0;
+
+	q->runner = r;
+	q->active = q->said_broken = false;
+	q->kick.ready = q->call.ready = on_event;
+	q->kick.arg = q->call.arg = q;
+	if (q->kick.fd >= 0)
+		ret = moat_loop_watch(r->loop, &q->kick, true);
+	if (!ret)
+		ret = moat_loop_watch(r->loop, &q->call, true);
+	if (ret) {
+		moat_loop_unwatch(r->loop, &q->kick);
+		return ret;
+	}
+	q->next = r->queues;
+	r->queues = q;
+	/* What was posted before we watched caused no event. */
+	moat_runner_wake(r, q);
+	return 0;
+}
+
+static void drop_active(struct moat_runner *r, struct moat_runner_queue *q)
+{
+	struct moat_runner_queue **p;
+
+	for (p = &r->active; *p; p = &(*p)->next_active)
+		if (*p == q) {
+			*p = q->next_active;
+			break;
+		}
+	q->active = false;
+}
+
+void moat_runner_detach(struct moat_runner *r, struct moat_runner_queue *q)
+{
+	struct moat_runner_queue **p;
+
+	moat_loop_unwatch(r->loop, &q->kick);
+	moat_loop_unwatch(r->loop, &q->call);
+	drop_active(r, q);
+	for (p = &r->queues; *p; p = &(*p)->next)
+		if (*p == q) {
+			*p = q->next;
+			break;
+		}
+}
+
+static void say_broken(struct moat_runner *r, struct moat_runner_queue *q)
+{
+	const struct moat_fault *fault = moat_relay_fault(&q->relay);
+
+	if (!fault || q->said_broken)
+		return;
+	q->said_broken = true;
+	/* Nothing it does matters any more: do not even listen. */
+	moat_loop_unwatch(r->loop, &q->kick);
+	moat_loop_unwatch(r->loop, &q->call);
+	if (q->broken)
+		q->broken(q->arg, fault);
+}
+
+static unsigned int serve(struct moat_runner *r, struct moat_runner_queue *q)
+{
+	unsigned int done = moat_relay_complete(&r->relay, &q->relay, BUDGET);
+	unsigned int taken = moat_relay_submit(&r->relay, &q->relay, BUDGET);
+
+	if (taken & MOAT_RELAY_KICK)
+		moat_eventfd_signal(q->kick_fd);
+	if ((done | taken) & MOAT_RELAY_CALL)
+		moat_eventfd_signal(q->call_fd);
+	say_broken(r, q);
+	return done | taken;
+}
+
+/* Room has come back: queues that wait for some can try again. */
+static void wake_starved(struct moat_runner *r)
+{
+	for (struct moat_runner_queue *q = r->queues; q; q = q->next)
+		if (q->relay.starved)
+			moat_runner_wake(r, q);
+}
+
+/* One round over the active queues; false if none had work. */
+static bool round_of(struct moat_runner *r)
+{
+	unsigned int all = 0;
+
+	for (struct moat_runner_queue *q = r->active; q; q = q->next_active)
+		all |= serve(r, q);
+	if (all & MOAT_RELAY_MOVED)
+		wake_starved(r);
+	return all & (MOAT_RELAY_MOVED | MOAT_RELAY_MORE);
+}
+
+static bool any_pending(const struct moat_runner *r)
+{
+	for (const struct moat_runner_queue *q = r->active; q;
+	     q = q->next_active)
+		if (moat_relay_pending(&q->relay))
+			return true;
+	return false;
+}
+
+/* Look for work for as long as the window lasts; true if there is some. */
+static bool poll_for_work(const struct moat_runner *r)
+{
+	uint64_t end;
+
+	if (!r->window_ns)
+		return false;
+	end = moat_now_ns() + r->window_ns;
+	do {
+		for (unsigned int i = 0; i < LOOKS; i++) {
+			if (any_pending(r))
+				return true;
+			moat_cpu_relax();
+		}
+	} while (moat_now_ns() < end);
+	return false;
+}
+
+/* Ask for notifications again; queues that have work by then stay active. */
+static void go_idle(struct moat_runner *r)
+{
+	struct moat_runner_queue **p = &r->active;
+
+	while (*p) {
+		struct moat_runner_queue *q = *p;
+
+		if (moat_relay_notify_on(&q->relay)) {
+			moat_relay_notify_off(&q->relay);
+			p = &q->next_active;
+		} else {
+			*p = q->next_active;
+			q->active = false;
+		}
+	}
+	if (!r->active)
+		r->idle_since_ns = moat_now_ns();
+}
+
+void moat_runner_turn(struct moat_runner *r)
+{
+	if (!r->active)
+		return;
+	for (unsigned int i = 0; i < ROUNDS; i++)
+		if (!round_of(r)) {
+			if (!poll_for_work(r))
+				go_idle(r);
+			return;
+		}
+}

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Runs the data plane: from eventfds to relay and back to eventfds.
+ *
+ *     idle --kick or call--> active --no work for a while--> idle
+ *
+ * An idle queue asks both sides for notifications and costs nothing. An active
+ * one asks for none and is served in turn with the other active ones, each
+ * turn within a budget. When no active queue has work the runner looks again
+ * for a window of up to poll-us before it goes idle; the window grows while
+ * that pays off and shrinks while it does not.
+ */
+#ifndef MOAT_GUARD_RUNNER_H
+#define MOAT_GUARD_RUNNER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "os/loop.h"
+#include "relay/relay.h"
+
+struct moat_runner;
+
+/** struct moat_runner_queue - a queue and its four notifications */
+struct moat_runner_queue {
+	struct moat_relay_queue relay;
+	struct moat_source kick; /* from the guest; fd -1: it polls us */
+	struct moat_source call; /* from the backend */
+	int kick_fd; /* to the backend */
+	int call_fd; /* to the guest; -1: it does not want any */
+	/* The queue broke; called once. */
+	void (*broken)(void *arg, const struct moat_fault *fault);
+	void *arg;
+	/* private */
+	struct moat_runner *runner;
+	struct moat_runner_queue *next_active;
+	struct moat_runner_queue *next;
+	bool active;
+	bool said_broken;
+};
+
+struct moat_runner {
+	struct moat_relay relay;
+	struct moat_loop *loop;
+	uint64_t poll_max_ns;
+	/* private */
+	struct moat_runner_queue *queues;
+	struct moat_runner_queue *active;
+	uint64_t window_ns;
+	uint64_t idle_since_ns;
+};
+
+/** moat_runner_init() - @runner->relay.dma is set up by the caller */
+void moat_runner_init(struct moat_runner *runner, struct moat_loop *loop,
+		      uint32_t poll_us);
+
+/**
+ * moat_runner_attach() - start serving @q
+ * @q: relay, fds and callback set up; stays in place until detached
+ *
+ * Return: 0, or a negative errno if an fd can not be waited on.
+ */
+int moat_runner_attach(struct moat_runner *runner, struct moat_runner_queue *q);
+
+/** moat_runner_detach() - stop serving; safe if it was not attached */
+void moat_runner_detach(struct moat_runner *runner,
+			struct moat_runner_queue *q);
+
+/** moat_runner_wake() - look at @q at the next turn */
+void moat_runner_wake(struct moat_runner *runner, struct moat_runner_queue *q);
+
+/** moat_runner_busy() - does the runner want its next turn without waiting? */
+static inline bool moat_runner_busy(const struct moat_runner *runner)
+{
+	return runner->active != NULL;
+}
+
+/** moat_runner_turn() - serve the active queues for a bounded while */
+void moat_runner_turn(struct moat_runner *runner);
+
+#endif

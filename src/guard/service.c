@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "guard/service.h"
+#include "guard/session.h"
+#include "os/child.h"
+#include "os/fd.h"
+#include "os/sandbox.h"
+#include "os/sock.h"
+
+#define BACKEND_START_MS 10000u /* a backend may take to listen */
+#define BACKEND_AGAIN_MS 2000u /* and to listen again */
+#define CHILD_GRACE_MS 3000u
+
+struct service {
+	const struct moat_service_config *config;
+	struct moat_log *log;
+	struct moat_loop loop;
+	struct moat_session *session;
+	struct moat_session_config session_config;
+	struct moat_child child;
+	struct moat_source listen_src, signal_src, child_src;
+	int listen_fd;
+	bool stopping; /* a signal asked for it */
+	bool child_ended;
+	bool vmm_served; /* at least one */
+	int vmm_fd; /* just accepted, or given; -1: none */
+};
+
+/*
+ * All that the guard needs from here on: its sockets, eventfds, mappings of
+ * guest RAM, a pool for each session, and the end of its child.
+ */
+static const struct moat_syscall syscalls[] = {
+	{ "read" }, { "write" }, { "recvmsg" }, { "sendmsg" },
+	{ "poll" }, { "ppoll" }, { "epoll_wait" }, { "epoll_pwait" },
+	{ "epoll_ctl" }, { "eventfd2" }, { "close" }, { "fcntl" },
+	{ "accept4" }, { "connect" }, { "socket", AF_UNIX + 1 },
+	{ "socketpair", AF_UNIX + 1 }, { "memfd_create" }, { "ftruncate" },
+	{ "fstat" }, { "newfstatat" }, { "munmap" }, { "madvise" },
+	{ "mremap" }, { "brk" }, { "futex" }, { "clock_gettime" },
+	{ "getrandom" }, { "rt_sigprocmask" }, { "rt_sigreturn" },
+	{ "restart_syscall" }, { "sched_yield" }, { "getpid" }, { "gettid" },
+	{ "pidfd_send_signal" }, { "wait4" }, { "unlink" }, { "unlinkat" },
+	{ "rmdir" }, { "exit" }, { "exit_group" },
+	{ NULL },
+};
+
+static void on_signal(void *arg, uint32_t events)
+{
+	struct service *v = arg;
+
+	(void)events;
+	v->stopping = true;
+	/* It stays readable: that also ends every wait for a peer. */
+	moat_loop_unwatch(&v->loop, &v->signal_src);
+}
+
+static void on_child(void *arg, uint32_t events)
+{
+	struct service *v = arg;
+
+	(void)events;
+	v->child_ended = true;
+	moat_loop_unwatch(&v->loop, &v->child_src);
+}
+
+static void on_listen(void *arg, uint32_t events)
+{
+	struct service *v = arg;
+	int fd = moat_sock_accept(v->listen_fd);
+
+	(void)events;
+	if (fd < 0)
+		return;
+	v->vmm_fd = fd;
+	moat_loop_unwatch(&v->loop, &v->listen_src);
+}
+
+static int watch_signals(struct service *v)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	v->signal_src.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (v->signal_src.fd < 0)
+		return -errno;
+	v->session_config.abort_fd = v->signal_src.fd;
+	return moat_loop_watch(&v->loop, &v->signal_src, false);
+}
+
+static int start_child(struct service *v)
+{
+	int ret;
+
+	if (!v->config->exec)
+		return 0;
+	ret = moat_child_start(&v->child, v->config->exec);
+	if (ret) {
+		log_err(v->log, "can not start the backend '%s': %s",
+			v->config->exec[0], strerror(-ret));
+		return ret;
+	}
+	v->child_src.fd = v->child.pidfd;
+	return moat_loop_watch(&v->loop, &v->child_src, false);
+}
+
+static int connect_backend(struct service *v)
+{
+	const char *path = v->config->backend;
+	unsigned int ms = v->vmm_served ? BACKEND_AGAIN_MS : 0;
+	int fd;
+
+	if (v->config->exec && !v->child.has_path)
+		return v->child.fd >= 0 ? moat_fd_take(&v->child.fd) : -EPIPE;
+	if (v->config->exec) {
+		path = v->child.path;
+		ms = BACKEND_START_MS;
+	}
+	fd = moat_sock_connect_wait(path, ms, v->session_config.abort_fd);
+	if (fd < 0 && fd != -EINTR)
+		log_err(v->log,
+			"can not connect to the backend at %s: %s; is it "
+			"running?",
+			path, strerror(-fd));
+	return fd;
+}
+
+static int listen_for_vmm(struct service *v)
+{
+	const struct moat_service_config *c = v->config;
+
+	if (c->fd >= 0) {
+		v->vmm_fd = c->fd;
+		return moat_fd_nonblock(c->fd);
+	}
+	v->listen_fd = moat_sock_listen(c->socket_path);
+	if (v->listen_fd < 0) {
+		log_err(v->log, "can not listen on %s: %s%s", c->socket_path,
+			strerror(-v->listen_fd),
+			v->listen_fd == -EADDRINUSE ?
+				"; another process does, or it is no socket" :
+				"");
+		return v->listen_fd;
+	}
+	return 0;
+}
+
+static int enter_sandbox(struct service *v)
+{
+	int ret;
+
+	if (!v->config->seccomp) {
+		log_warn(v->log, "runs without its sandbox (--sandbox=none)");
+		return 0;
+	}
+	ret = moat_sandbox_privileges();
+	if (!ret)
+		ret = moat_sandbox_syscalls(syscalls);
+	if (ret)
+		log_err(v->log, "can not enter the sandbox: %s",
+			strerror(-ret));
+	return ret;
+}
+
+/* Wait for a VMM, then serve it, until the session ends or we have to. */
+static void run_session(struct service *v)
+{
+	struct moat_session *s = v->session;
+
+	if (v->vmm_fd < 0) {
+		v->listen_src.fd = v->listen_fd;
+		moat_loop_watch(&v->loop, &v->listen_src, false);
+	}
+	while (!v->stopping && s->end == MOAT_SESSION_RUNNING) {
+		int wait = moat_session_step(s);
+
+		if (v->vmm_fd >= 0) {
+			log_info(v->log, "a VMM has connected");
+			v->vmm_served = true;
+			moat_session_serve(s, moat_fd_take(&v->vmm_fd));
+		}
+		moat_loop_wait(&v->loop, wait);
+		/* A child that ends closes its socket: that says it all. */
+		if (v->child_ended && s->end == MOAT_SESSION_RUNNING &&
+		    s->server.conn.fd < 0)
+			s->end = MOAT_SESSION_BACKEND_GONE;
+	}
+	moat_loop_unwatch(&v->loop, &v->listen_src);
+}
+
+/* After a session: 0 to go on, 1 to end well, a negative errno to end badly. */
+static int judge(struct service *v)
+{
+	struct moat_session *s = v->session;
+	bool once = v->config->once || v->config->fd >= 0;
+
+	if (v->stopping)
+		return 1;
+	switch (s->end) {
+	case MOAT_SESSION_VMM_LEFT:
+		log_info(v->log,
+			 "the VMM has left; %llu of %llu KiB of the pool were "
+			 "used at most",
+			 (unsigned long long)s->pool.stats.high_water *
+				 (MOAT_SLOT_SIZE / 1024),
+			 (unsigned long long)s->pool_mem.size / 1024);
+		return once ? 1 : 0;
+	case MOAT_SESSION_VMM_REFUSED:
+		return once ? -EPROTO : 0;
+	case MOAT_SESSION_BACKEND_BROKEN:
+		return once || v->config->exec ? -EPROTO : 0;
+	default:
+		return -EPIPE;
+	}
+}
+
+/* One turn: backend, VMM, session, end. As judge(). */
+static int turn(struct service *v)
+{
+	struct moat_session *s = v->session;
+	bool first = !v->vmm_served;
+	int ret, fd = connect_backend(v);
+
+	if (v->stopping || fd == -EINTR)
+		return 1;
+	if (fd < 0)
+		return fd;
+	ret = moat_session_open(s, &v->session_config, &v->loop, v->log, fd);
+	if (!ret && v->listen_fd < 0 && v->config->fd < 0) {
+		ret = listen_for_vmm(v);
+		if (!ret)
+			ret = enter_sandbox(v);
+		if (!ret)
+			log_info(v->log, "listening on %s; pool %llu KiB",
+				 v->config->socket_path,
+				 (unsigned long long)v->config->pool_size /
+					 1024);
+	} else if (!ret && first && v->config->fd >= 0) {
+		ret = listen_for_vmm(v);
+		if (!ret)
+			ret = enter_sandbox(v);
+	}
+	if (!ret) {
+		run_session(v);
+		ret = judge(v);
+	}
+	moat_session_close(s);
+	return ret == -EINTR ? 1 : ret;
+}
+
+static void clean_up(struct service *v)
+{
+	if (v->listen_fd >= 0)
+		unlink(v->config->socket_path);
+	moat_fd_close(&v->listen_fd);
+	moat_fd_close(&v->vmm_fd);
+	moat_child_stop(&v->child, CHILD_GRACE_MS);
+	moat_loop_fini(&v->loop);
+	free(v->session);
+}
+
+int moat_service_run(const struct moat_service_config *config,
+		     struct moat_log *log)
+{
+	struct service v = {
+		.config = config,
+		.log = log,
+		.session = calloc(1, sizeof(*v.session)),
+		.session_config = {
+			.type = config->type,
+			.pool_size = config->pool_size,
+			.poll_us = config->poll_us,
+		},
+		.child = { .pidfd = -1, .fd = -1 },
+		.listen_fd = -1,
+		.vmm_fd = -1,
+	};
+	int ret;
+
+	v.listen_src = (struct moat_source){ -1, on_listen, &v };
+	v.signal_src = (struct moat_source){ -1, on_signal, &v };
+	v.child_src = (struct moat_source){ -1, on_child, &v };
+	if (!v.session)
+		return 1;
+	ret = moat_loop_init(&v.loop);
+	if (!ret)
+		ret = watch_signals(&v);
+	if (!ret)
+		ret = start_child(&v);
+	while (!ret)
+		ret = turn(&v);
+	clean_up(&v);
+	return ret < 0 ? 1 : 0;
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One VMM's time with one device: from its connection to its end.
+ *
+ *     VMM <--server--> session <--client--> backend       control
+ *     guest RAM <----> runner  <----> pool                data
+ *
+ * The session owns everything that belongs to this time: both connections,
+ * the mappings of guest RAM, a pool of its own (a fresh memfd, so that nothing
+ * of one VM reaches the backend of the next) and the queues. When it ends all
+ * of it goes, whoever caused the end.
+ *
+ * States and what is legal in them:
+ *     OPEN     the backend is connected and has been asked what it is
+ *     SERVING  a VMM is connected; messages of either side are handled
+ *     ENDED    moat_session_result() says why; only moat_session_close()
+ */
+#ifndef MOAT_GUARD_SESSION_H
+#define MOAT_GUARD_SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "guard/policy.h"
+#include "guard/runner.h"
+#include "os/log.h"
+#include "os/mem.h"
+#include "vu/client.h"
+#include "vu/server.h"
+
+/* Regions that a VMM may add; each costs a mapping here. */
+#define MOAT_SESSION_REGIONS_MAX 509u
+
+/* Where the pool and its rings are for the backend: no address of anybody. */
+#define MOAT_POOL_GUEST_ADDR UINT64_C(0x100000000)
+#define MOAT_POOL_USER_ADDR UINT64_C(0x700000000000)
+
+struct moat_vring_ctl;
+
+/** struct moat_session_config - what does not change from VMM to VMM */
+struct moat_session_config {
+	const struct moat_device_type *type;
+	uint64_t pool_size; /* bytes, a multiple of MOAT_SLOT_SIZE */
+	uint32_t poll_us;
+	int abort_fd; /* readable: stop waiting for anybody */
+};
+
+enum moat_session_end {
+	MOAT_SESSION_RUNNING,
+	MOAT_SESSION_VMM_LEFT,
+	MOAT_SESSION_VMM_REFUSED, /* it sent something that can not stand */
+	MOAT_SESSION_BACKEND_GONE,
+	MOAT_SESSION_BACKEND_BROKEN, /* it broke the protocol, or stalls */
+};
+
+struct moat_session {
+	const struct moat_session_config *config;
+	struct moat_loop *loop;
+	struct moat_log *log;
+	enum moat_session_end end;
+
+	struct moat_vu_server server;
+	struct moat_vu_client client;
+	struct moat_source server_src, client_src, channel_src;
+	struct moat_vu_conn vmm_channel; /* our requests to the VMM */
+
+	uint64_t offered; /* virtio features, to the VMM */
+	uint64_t accepted; /* by the driver */
+	uint64_t protocol_offered;
+	uint32_t max_vrings;
+	uint64_t status;
+
+	struct moat_memmap memmap;
+	struct moat_region regions[MOAT_SESSION_REGIONS_MAX];
+
+	struct moat_pool_mem pool_mem;
+	struct moat_pool pool;
+	uint64_t *pool_bits;
+	bool pool_sent; /* the backend has it */
+	struct moat_runner runner;
+	struct moat_vring_ctl *vrings[MOAT_VU_VRINGS_MAX];
+
+	bool config_changed; /* to be passed on when legal */
+	uint64_t config_next_ns; /* not before */
+	uint64_t channel_next_ns; /* paused until; 0: not paused */
+	uint32_t channel_tokens;
+};
+
+/**
+ * moat_session_open() - meet the backend
+ * @fd: connected to it; the session owns it from now on
+ *
+ * Return: 0, or a negative errno, logged: the backend is not usable. Either
+ * way moat_session_close() has to follow.
+ */
+int moat_session_open(struct moat_session *s,
+		      const struct moat_session_config *config,
+		      struct moat_loop *loop, struct moat_log *log, int fd);
+
+/** moat_session_serve() - a VMM has connected; @fd is the session's */
+int moat_session_serve(struct moat_session *s, int fd);
+
+/**
+ * moat_session_step() - do what is due: the data plane's turn, and timers
+ *
+ * Return: milliseconds that the loop may wait before the next step; -1: any.
+ */
+int moat_session_step(struct moat_session *s);
+
+/** moat_session_close() - stop the queues, close and free everything */
+void moat_session_close(struct moat_session *s);
+
+#endif

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stddef.h>
+
+#include "relay/relay.h"
+
+/* Mapping the request failed for good: the queue can not get past it. */
+static void refuse(struct moat_relay *relay, struct moat_relay_queue *q)
+{
+	uint64_t limit = (uint64_t)moat_pool_limit(relay->dma.pool,
+						   &q->dma.share)
+			 << MOAT_SLOT_SHIFT;
+
+	moat_fault_set(&q->dev.fault, MOAT_FAULT_TOO_BIG, relay->mapped.need,
+		       limit);
+}
+
+/*
+ * Carry the request that was just peeked.
+ * Return: true if it was taken, false if it stays in the ring.
+ */
+static bool carry(struct moat_relay *relay, struct moat_relay_queue *q)
+{
+	const struct moat_chain *c = &relay->chain;
+	uint32_t n = (uint32_t)c->nread + c->nwrite;
+	struct moat_dma_req *req = &q->reqs[c->head];
+	bool table;
+
+	if (!q->drv.indirect && n > q->drv.ring.num) {
+		/* Can not happen while INDIRECT is only offered with it. */
+		moat_fault_set(&q->dev.fault, MOAT_FAULT_CHAIN_LONG, n,
+			       q->drv.ring.num);
+		return false;
+	}
+	if (!moat_drvq_room(&q->drv, n)) {
+		q->starved = true;
+		return false;
+	}
+	table = moat_drvq_wants_table(&q->drv, n);
+	switch (moat_dma_map(&relay->dma, &q->dma, c->head, c, table, req,
+			     &relay->mapped)) {
+	case MOAT_DMA_LATER:
+		q->starved = true;
+		return false;
+	case MOAT_DMA_NEVER:
+		refuse(relay, q);
+		return false;
+	case MOAT_DMA_OK:
+		break;
+	}
+	moat_devq_take(&q->dev, c->head);
+	moat_drvq_add(&q->drv, relay->mapped.seg, c->nread, c->nwrite, c->head,
+		      relay->mapped.table, relay->mapped.table_addr);
+	return true;
+}
+
+/* A queue that will not ask again must not hold others up. */
+static void yield_if_idle(struct moat_relay *relay, struct moat_relay_queue *q)
+{
+	if (!q->enabled || moat_relay_fault(q))
+		moat_pool_yield(relay->dma.pool, &q->dma.share);
+}
+
+unsigned int moat_relay_submit(struct moat_relay *relay,
+			       struct moat_relay_queue *q, unsigned int budget)
+{
+	unsigned int flags = 0;
+	bool empty = false;
+
+	q->starved = false;
+	if (!q->enabled || moat_relay_fault(q)) {
+		yield_if_idle(relay, q);
+		return 0;
+	}
+	while (moat_devq_peek(&q->dev, relay->dma.guest, &relay->chain) > 0) {
+		if (!budget--) {
+			flags |= MOAT_RELAY_MORE;
+			break;
+		}
+		if (!relay->chain.nread && !relay->chain.nwrite) {
+			/* Nothing but zero-length buffers: nothing to do. */
+			moat_devq_take(&q->dev, relay->chain.head);
+			moat_devq_push(&q->dev, relay->chain.head, 0);
+			empty = true;
+		} else if (carry(relay, q)) {
+			q->stats.requests++;
+			flags |= MOAT_RELAY_MOVED;
+		} else {
+			q->stats.waits += q->starved;
+			break;
+		}
+	}
+	if (empty) {
+		flags |= MOAT_RELAY_MOVED;
+		if (moat_devq_publish(&q->dev))
+			flags |= MOAT_RELAY_CALL;
+	}
+	if (moat_drvq_publish(&q->drv))
+		flags |= MOAT_RELAY_KICK;
+	yield_if_idle(relay, q);
+	return flags;
+}
+
+unsigned int moat_relay_complete(struct moat_relay *relay,
+				 struct moat_relay_queue *q,
+				 unsigned int budget)
+{
+	unsigned int flags = 0;
+	uint32_t head, len;
+
+	while (budget && moat_drvq_get(&q->drv, &head, &len) > 0) {
+		moat_dma_unmap(&relay->dma, &q->dma, &q->reqs[head], len);
+		moat_devq_push(&q->dev, (uint16_t)head, len);
+		q->stats.completed++;
+		flags |= MOAT_RELAY_MOVED;
+		budget--;
+	}
+	if (!budget)
+		flags |= MOAT_RELAY_MORE;
+	if ((flags & MOAT_RELAY_MOVED) && moat_devq_publish(&q->dev))
+		flags |= MOAT_RELAY_CALL;
+	return flags;
+}
+
+void moat_relay_notify_off(struct moat_relay_queue *q)
+{
+	moat_devq_notify_off(&q->dev);
+	moat_drvq_notify_off(&q->drv);
+}
+
+bool moat_relay_notify_on(struct moat_relay_queue *q)
+{
+	bool dev = moat_devq_notify_on(&q->dev);
+	bool drv = moat_drvq_notify_on(&q->drv);
+
+	return drv || (dev && q->enabled && !q->starved);
+}
+
+const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q)
+{
+	if (q->dev.fault.code)
+		return &q->dev.fault;
+	return q->drv.fault.code ? &q->drv.fault : NULL;
+}
+
+uint16_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
+			 uint16_t backend_base, uint32_t *lost)
+{
+	uint16_t untaken = (uint16_t)(q->drv.avail_published - backend_base);
+
+	/* A base that we could not have caused says nothing: assume none. */
+	if (untaken > q->drv.outstanding)
+		untaken = 0;
+	*lost = (uint32_t)q->drv.outstanding - untaken;
+	for (uint32_t i = 0; i < q->drv.ring.num; i++)
+		if (q->drv.descs[i].ndesc)
+			moat_dma_unmap(&relay->dma, &q->dma,
+				       &q->reqs[q->drv.descs[i].cookie], 0);
+	moat_dma_queue_fini(&relay->dma, &q->dma);
+	return (uint16_t)(q->dev.avail_next - untaken);
+}

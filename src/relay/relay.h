@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The data plane: carries requests of one queue from guest to backend and back.
+ *
+ *     guest ring -> devq -> dma -> drvq -> backend ring      moat_relay_submit
+ *     backend ring -> drvq -> dma -> devq -> guest ring      moat_relay_complete
+ *
+ * Nothing here touches a file descriptor: the calls say which notifications
+ * are needed, and their caller sends them. Work is bounded by a budget, so that
+ * queues that are served in turn can not starve one another.
+ *
+ * Who owns what: the guest's ring and the backend's ring are hostile memory;
+ * a request's truth (struct moat_dma_req, indexed by its guest head) is
+ * private. A request is in exactly one of three places: still in the guest's
+ * ring, outstanding at the backend, or given back.
+ */
+#ifndef MOAT_RELAY_RELAY_H
+#define MOAT_RELAY_RELAY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/devq.h"
+#include "core/dma.h"
+#include "core/drvq.h"
+
+/* What moat_relay_submit() and moat_relay_complete() return, or'ed. */
+enum {
+	MOAT_RELAY_KICK = 1, /* notify the backend */
+	MOAT_RELAY_CALL = 2, /* notify the guest */
+	MOAT_RELAY_MOVED = 4, /* at least one request made progress */
+	MOAT_RELAY_MORE = 8, /* the budget ended before the work did */
+};
+
+/** struct moat_relay - one device: its DMA view, and scratch for its thread */
+struct moat_relay {
+	struct moat_dma dma;
+	struct moat_chain chain;
+	struct moat_dma_mapped mapped;
+};
+
+struct moat_relay_stats {
+	uint64_t requests; /* given to the backend */
+	uint64_t completed; /* given back to the guest */
+	uint64_t waits; /* times that a request had to stay in the ring */
+};
+
+/** struct moat_relay_queue - one queue, between its two ends */
+struct moat_relay_queue {
+	struct moat_devq dev; /* the guest's ring */
+	struct moat_drvq drv; /* the backend's ring */
+	struct moat_dma_queue dma;
+	struct moat_dma_req *reqs; /* [num], indexed by guest head */
+	bool enabled; /* may take new requests (SET_VRING_ENABLE) */
+	bool starved; /* the next request waits for room */
+	struct moat_relay_stats stats;
+};
+
+/** moat_relay_submit() - carry up to @budget requests to the backend */
+unsigned int moat_relay_submit(struct moat_relay *relay,
+			       struct moat_relay_queue *q, unsigned int budget);
+
+/** moat_relay_complete() - carry up to @budget requests back to the guest */
+unsigned int moat_relay_complete(struct moat_relay *relay,
+				 struct moat_relay_queue *q,
+				 unsigned int budget);
+
+/** moat_relay_pending() - is there anything to carry? Cheap; for polling */
+static inline bool moat_relay_pending(const struct moat_relay_queue *q)
+{
+	return moat_drvq_pending(&q->drv) ||
+	       (q->enabled && !q->starved && moat_devq_pending(&q->dev));
+}
+
+/** moat_relay_notify_off() - neither side needs to notify for now */
+void moat_relay_notify_off(struct moat_relay_queue *q);
+
+/**
+ * moat_relay_notify_on() - ask both sides to notify again
+ *
+ * Return: true if there is work already, which will cause no notification.
+ */
+bool moat_relay_notify_on(struct moat_relay_queue *q);
+
+/** moat_relay_fault() - why the queue is broken, or NULL if it is not */
+const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q);
+
+/**
+ * moat_relay_stop() - end the queue; every mapping is released
+ * @backend_base: the next avail index that the backend would have taken
+ *	(GET_VRING_BASE of the backend's leg)
+ * @lost: set to the number of requests that the backend took and never gave
+ *	back
+ *
+ * Requests that the backend never took go back into the guest's ring.
+ *
+ * Return: the next avail index of the guest's ring, its GET_VRING_BASE.
+ */
+uint16_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
+			 uint16_t backend_base, uint32_t *lost);
+
+#endif

@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+
+#include "os/clock.h"
+#include "os/fd.h"
+#include "os/sock.h"
+#include "vu/client.h"
+
+void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
+			 struct moat_log *log)
+{
+	*c = (struct moat_vu_client){ .abort_fd = abort_fd, .log = log };
+	moat_vu_conn_init(&c->conn, fd);
+	moat_vu_conn_init(&c->channel, -1);
+}
+
+void moat_vu_client_close(struct moat_vu_client *c)
+{
+	moat_vu_conn_close(&c->conn);
+	moat_vu_conn_close(&c->channel);
+	c->dead = true;
+}
+
+/* The backend can not be talked to any more; says why, once. */
+static int die(struct moat_vu_client *c, uint32_t request, int err)
+{
+	const char *name = moat_vu_request_name(request);
+
+	if (c->dead || err == -EINTR) {
+		c->dead = true;
+		return err;
+	}
+	c->dead = true;
+	if (err == -EPIPE || err == -ECONNRESET)
+		log_err(c->log, "backend gone: it closed the connection at %s",
+			name);
+	else if (err == -ETIMEDOUT)
+		log_err(c->log,
+			"backend stalls: no answer to %s within %u s; restart it",
+			name, MOAT_VU_REPLY_MS / 1000);
+	else
+		log_err(c->log,
+			"backend broke the protocol at %s: %s; restart or "
+			"replace it",
+			name, strerror(-err));
+	return err;
+}
+
+/* Wait until the backend's connection is readable; serves its channel. */
+static int wait_input(struct moat_vu_client *c, uint64_t end)
+{
+	for (;;) {
+		struct pollfd p[3] = {
+			{ .fd = c->conn.fd, .events = POLLIN },
+			{ .fd = c->abort_fd, .events = POLLIN },
+			{ .fd = c->channel.fd, .events = POLLIN },
+		};
+		uint64_t now = moat_now_ns();
+
+		if (now >= end)
+			return -ETIMEDOUT;
+		if (poll(p, 3, (int)((end - now) / MOAT_NS_PER_MS) + 1) < 0 &&
+		    errno != EINTR)
+			return -errno;
+		if (p[1].revents)
+			return -EINTR;
+		if (p[0].revents)
+			return 0;
+		if (p[2].revents)
+			moat_vu_client_channel(c);
+	}
+}
+
+/* Wait for the reply to @request. */
+static int get_reply(struct moat_vu_client *c, uint32_t request,
+		     struct moat_vu_msg *m)
+{
+	uint64_t end = moat_now_ns() +
+		       (uint64_t)MOAT_VU_REPLY_MS * MOAT_NS_PER_MS;
+	int ret;
+
+	while (!(ret = moat_vu_conn_recv(&c->conn, m))) {
+		ret = wait_input(c, end);
+		if (ret)
+			return die(c, request, ret);
+	}
+	if (ret < 0)
+		return die(c, request, ret);
+	ret = m->nfds;
+	moat_vu_msg_close(m);
+	if (m->request != request || !(m->flags & MOAT_VU_F_REPLY) || ret)
+		return die(c, request, -EPROTO);
+	return 0;
+}
+
+/* Send, and wait for the acknowledgement where there is one. */
+static int call(struct moat_vu_client *c, uint32_t request, const void *payload,
+		uint32_t size, const int *fds, int nfds)
+{
+	bool ack = moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_REPLY_ACK);
+	struct moat_vu_msg m;
+	int ret;
+
+	if (c->dead)
+		return -EPIPE;
+	ret = moat_vu_conn_send(&c->conn, request,
+				ack ? MOAT_VU_F_NEED_REPLY : 0, payload, size,
+				fds, nfds);
+	if (ret)
+		return die(c, request, ret);
+	if (!ack)
+		return 0;
+	ret = get_reply(c, request, &m);
+	if (ret)
+		return ret;
+	if (m.size != sizeof(m.u64))
+		return die(c, request, -EPROTO);
+	if (m.u64) {
+		log_err(c->log, "backend refused %s (error %llu)",
+			moat_vu_request_name(request),
+			(unsigned long long)m.u64);
+		return -EIO;
+	}
+	return 0;
+}
+
+/* Send a request whose reply is a message of its own. */
+static int query(struct moat_vu_client *c, uint32_t request,
+		 const void *payload, uint32_t size, struct moat_vu_msg *reply)
+{
+	int ret;
+
+	if (c->dead)
+		return -EPIPE;
+	ret = moat_vu_conn_send(&c->conn, request, 0, payload, size, NULL, 0);
+	return ret ? die(c, request, ret) : get_reply(c, request, reply);
+}
+
+int moat_vu_client_get_u64(struct moat_vu_client *c, uint32_t request,
+			   uint64_t *value)
+{
+	struct moat_vu_msg m;
+	int ret = query(c, request, NULL, 0, &m);
+
+	if (ret)
+		return ret;
+	if (m.size != sizeof(m.u64))
+		return die(c, request, -EPROTO);
+	*value = m.u64;
+	return 0;
+}
+
+int moat_vu_client_set_u64(struct moat_vu_client *c, uint32_t request,
+			   uint64_t value)
+{
+	return call(c, request, &value, sizeof(value), NULL, 0);
+}
+
+int moat_vu_client_simple(struct moat_vu_client *c, uint32_t request)
+{
+	return call(c, request, NULL, 0, NULL, 0);
+}
+
+int moat_vu_client_set_mem(struct moat_vu_client *c,
+			   const struct moat_vu_mem_region *region, int fd)
+{
+	struct moat_vu_mem_table t = { .nregions = 1, .regions = { *region } };
+
+	return call(c, VHOST_USER_SET_MEM_TABLE, &t, 8 + sizeof(*region), &fd,
+		    1);
+}
+
+int moat_vu_client_vring(struct moat_vu_client *c, uint32_t request,
+			 uint32_t index, uint32_t num)
+{
+	struct moat_vu_vring_state s = { index, num };
+
+	return call(c, request, &s, sizeof(s), NULL, 0);
+}
+
+int moat_vu_client_vring_addr(struct moat_vu_client *c,
+			      const struct moat_vu_vring_addr *addr)
+{
+	return call(c, VHOST_USER_SET_VRING_ADDR, addr, sizeof(*addr), NULL, 0);
+}
+
+int moat_vu_client_vring_fd(struct moat_vu_client *c, uint32_t request,
+			    uint32_t index, int fd)
+{
+	uint64_t v = index | (fd < 0 ? MOAT_VU_VRING_NOFD : 0);
+
+	return call(c, request, &v, sizeof(v), &fd, fd < 0 ? 0 : 1);
+}
+
+int moat_vu_client_get_vring_base(struct moat_vu_client *c, uint32_t index,
+				  uint32_t *base)
+{
+	struct moat_vu_vring_state s = { index, 0 };
+	struct moat_vu_msg m;
+	int ret = query(c, VHOST_USER_GET_VRING_BASE, &s, sizeof(s), &m);
+
+	if (ret)
+		return ret;
+	if (m.size != sizeof(m.state) || m.state.index != index)
+		return die(c, VHOST_USER_GET_VRING_BASE, -EPROTO);
+	*base = m.state.num;
+	return 0;
+}
+
+int moat_vu_client_get_config(struct moat_vu_client *c,
+			      struct moat_vu_config *config)
+{
+	uint32_t size = MOAT_VU_CONFIG_HEADER + config->size;
+	struct moat_vu_msg m;
+	int ret = query(c, VHOST_USER_GET_CONFIG, config, size, &m);
+
+	if (ret)
+		return ret;
+	if (!m.size) {
+		log_err(c->log,
+			"backend refused GET_CONFIG of %u bytes at offset %u",
+			config->size, config->offset);
+		return -EIO;
+	}
+	if (m.size != size || m.config.size != config->size ||
+	    m.config.offset != config->offset)
+		return die(c, VHOST_USER_GET_CONFIG, -EPROTO);
+	memcpy(config->data, m.config.data, config->size);
+	return 0;
+}
+
+int moat_vu_client_set_config(struct moat_vu_client *c,
+			      const struct moat_vu_config *config)
+{
+	return call(c, VHOST_USER_SET_CONFIG, config,
+		    MOAT_VU_CONFIG_HEADER + config->size, NULL, 0);
+}
+
+static int open_channel(struct moat_vu_client *c)
+{
+	int pair[2], ret = moat_sock_pair(pair);
+
+	if (ret)
+		return ret;
+	moat_vu_conn_init(&c->channel, pair[0]);
+	ret = call(c, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[1], 1);
+	moat_fd_close(&pair[1]);
+	return ret;
+}
+
+int moat_vu_client_negotiate(struct moat_vu_client *c, uint64_t protocol)
+{
+	uint64_t offered = 0;
+	int ret;
+
+	ret = moat_vu_client_get_u64(c, VHOST_USER_GET_FEATURES, &c->features);
+	if (ret)
+		return ret;
+	if (c->features & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)) {
+		ret = moat_vu_client_get_u64(
+			c, VHOST_USER_GET_PROTOCOL_FEATURES, &offered);
+		if (!ret)
+			ret = moat_vu_client_set_u64(
+				c, VHOST_USER_SET_PROTOCOL_FEATURES,
+				offered & protocol);
+		if (ret)
+			return ret;
+		c->protocol_features = offered & protocol;
+	}
+	ret = moat_vu_client_simple(c, VHOST_USER_SET_OWNER);
+	if (!ret && moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_BACKEND_REQ))
+		ret = open_channel(c);
+	return ret;
+}
+
+int moat_vu_client_input(struct moat_vu_client *c)
+{
+	struct moat_vu_msg m;
+	int ret = moat_vu_conn_recv(&c->conn, &m);
+
+	if (!ret)
+		return 0;
+	if (ret > 0) {
+		log_err(c->log,
+			"backend sent message %u that nobody asked for; restart "
+			"or replace it",
+			m.request);
+		moat_vu_msg_close(&m);
+		c->dead = true;
+		return -EPROTO;
+	}
+	if (ret == -EPIPE || ret == -ECONNRESET) {
+		if (!c->dead)
+			log_err(c->log,
+				"backend gone: it closed the connection");
+		c->dead = true;
+		return -EPIPE;
+	}
+	return die(c, 0, ret);
+}
+
+int moat_vu_client_channel(struct moat_vu_client *c)
+{
+	struct moat_vu_msg m;
+	uint64_t status = 0;
+	int ret;
+
+	if (c->channel.fd < 0)
+		return -EPIPE;
+	ret = moat_vu_conn_recv(&c->channel, &m);
+	if (!ret)
+		return 0;
+	if (ret < 0) {
+		if (ret != -EPIPE)
+			log_err(c->log,
+				"backend's request channel: %s; closed",
+				strerror(-ret));
+		moat_vu_conn_close(&c->channel);
+		return ret;
+	}
+	if (m.request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG && !m.size &&
+	    !m.nfds && !(m.flags & MOAT_VU_F_REPLY) &&
+	    moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_CONFIG)) {
+		if (c->config_changed)
+			c->config_changed(c->arg);
+	} else {
+		log_err(c->log,
+			"backend request %u (%u bytes, %d fds) is not allowed: "
+			"refused",
+			m.request, m.size, m.nfds);
+		status = EPERM;
+	}
+	moat_vu_msg_close(&m);
+	ret = 1;
+	if (m.flags & MOAT_VU_F_NEED_REPLY &&
+	    moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_REPLY_ACK) &&
+	    moat_vu_conn_send(&c->channel, m.request, MOAT_VU_F_REPLY, &status,
+			      sizeof(status), NULL, 0)) {
+		moat_vu_conn_close(&c->channel);
+		ret = -EPIPE;
+	}
+	return ret;
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The front-end's end of a vhost-user connection: faces an untrusted backend.
+ *
+ * Calls are synchronous and bounded in time: a backend that does not answer
+ * within MOAT_VU_REPLY_MS is as bad as one that answers nonsense. Either way
+ * the call fails, the cause is logged, and the connection is dead.
+ *
+ * While a call waits, the backend may itself be waiting for an answer on its
+ * own channel (SET_BACKEND_REQ_FD): that channel is served meanwhile.
+ */
+#ifndef MOAT_VU_CLIENT_H
+#define MOAT_VU_CLIENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "os/log.h"
+#include "vu/conn.h"
+
+#define MOAT_VU_REPLY_MS 10000u
+
+struct moat_vu_client {
+	struct moat_vu_conn conn;
+	struct moat_vu_conn channel; /* requests of the backend; fd -1: none */
+	uint64_t features; /* offered by the backend */
+	uint64_t protocol_features; /* negotiated */
+	int abort_fd; /* readable: give up waiting with -EINTR; -1: none */
+	bool dead;
+	struct moat_log *log;
+	/*
+	 * The backend says that its config space changed, the only request of
+	 * a backend that is taken (and only with CONFIG negotiated).
+	 */
+	void (*config_changed)(void *arg);
+	void *arg;
+};
+
+/** moat_vu_client_init() - over @fd, which the client owns from now on */
+void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
+			 struct moat_log *log);
+void moat_vu_client_close(struct moat_vu_client *c);
+
+/**
+ * moat_vu_client_negotiate() - features, protocol features, owner, channel
+ * @protocol: protocol features that the caller can use
+ *
+ * Return: 0 or a negative errno.
+ */
+int moat_vu_client_negotiate(struct moat_vu_client *c, uint64_t protocol);
+
+/** moat_vu_client_has() - was protocol feature @bit negotiated? */
+static inline bool moat_vu_client_has(const struct moat_vu_client *c,
+				      unsigned int bit)
+{
+	return c->protocol_features & MOAT_BIT(bit);
+}
+
+/*
+ * One message each. Return: 0 or a negative errno; -EIO if the backend refused
+ * (only seen where REPLY_ACK was negotiated).
+ */
+int moat_vu_client_get_u64(struct moat_vu_client *c, uint32_t request,
+			   uint64_t *value);
+int moat_vu_client_set_u64(struct moat_vu_client *c, uint32_t request,
+			   uint64_t value);
+int moat_vu_client_simple(struct moat_vu_client *c, uint32_t request);
+int moat_vu_client_set_mem(struct moat_vu_client *c,
+			   const struct moat_vu_mem_region *region, int fd);
+int moat_vu_client_vring(struct moat_vu_client *c, uint32_t request,
+			 uint32_t index, uint32_t num);
+int moat_vu_client_vring_addr(struct moat_vu_client *c,
+			      const struct moat_vu_vring_addr *addr);
+/* @fd -1 sends the message without one */
+int moat_vu_client_vring_fd(struct moat_vu_client *c, uint32_t request,
+			    uint32_t index, int fd);
+int moat_vu_client_get_vring_base(struct moat_vu_client *c, uint32_t index,
+				  uint32_t *base);
+/* offset and size of @config say what to read or write */
+int moat_vu_client_get_config(struct moat_vu_client *c,
+			      struct moat_vu_config *config);
+int moat_vu_client_set_config(struct moat_vu_client *c,
+			      const struct moat_vu_config *config);
+
+/**
+ * moat_vu_client_input() - the backend sent something without being asked
+ *
+ * Nothing is legal there but the end of the connection.
+ *
+ * Return: 0 if there was nothing; -EPIPE if the backend left; another negative
+ * errno otherwise.
+ */
+int moat_vu_client_input(struct moat_vu_client *c);
+
+/**
+ * moat_vu_client_channel() - serve one request of the backend, if there is one
+ *
+ * Whatever is not legal is refused, and the channel closed if its framing is
+ * broken. The number of requests taken is bounded by the caller.
+ *
+ * Return: 1 if there was one, 0 if not, a negative errno if the channel ended.
+ */
+int moat_vu_client_channel(struct moat_vu_client *c);
+
+#endif
