@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written, for whom it is written, and the exit status."""
+import json
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from conftest import MIB, MOAT, row
+from test_figures import SIZE, guarded
+
+EVIL = "a\n\x1b[31m<&\"\\é'"
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+def lanes(path):
+    tree = ElementTree.parse(path)
+    assert tree.getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    return [(lane.get("class"), int(lane.get("pid")), lane.get("role"),
+             int(lane.get("bytes")), lane.get("fd"))
+            for lane in tree.iter("{urn:moat:audit:1}lane")]
+
+
+def test_the_table_names_each_process_its_role_and_its_reach(scene):
+    vmm, guard, backend = guarded(scene, leak=True)
+    done = scene.run(f"--vmm={vmm.pid}")
+    lines = {int(line.split()[0]): line for line in done.stdout.splitlines()
+             if line.split() and line.split()[0].isdigit()}
+    assert done.returncode == 0
+    assert set(lines) == {vmm.pid, guard.pid, backend.pid}
+    assert " vmm " in lines[vmm.pid] and "8.0 MiB" in lines[vmm.pid]
+    assert " guard " in lines[guard.pid]
+    assert "OUTSIDE" not in lines[guard.pid]
+    assert "8.0 MiB 100.0% fd" in lines[backend.pid]
+    assert "OUTSIDE" in lines[backend.pid]
+
+
+def test_the_table_of_a_guarded_vm_says_0_bytes(scene):
+    vmm, _, _ = guarded(scene)
+    done = scene.run(f"--vmm={vmm.pid}", "--check")
+    assert done.returncode == 0
+    assert "=> 0 bytes of guest RAM outside the pool" in done.stdout
+    assert "OUTSIDE" not in done.stdout
+
+
+def test_the_picture_has_one_lane_for_each_object_and_process(scene):
+    vmm, guard, backend = guarded(scene)
+    path = f"{scene.folder}/map.svg"
+    assert scene.run(f"--vmm={vmm.pid}", f"--svg={path}").returncode == 0
+    assert sorted(lanes(path)) == sorted([
+        ("ram", vmm.pid, "vmm", SIZE, "yes"),
+        ("ram", guard.pid, "guard", SIZE, "yes"),
+        ("ram", backend.pid, "backend", 0, "no"),
+        ("pool", vmm.pid, "vmm", 0, "no"),
+        ("pool", guard.pid, "guard", 2 * MIB, "yes"),
+        ("pool", backend.pid, "backend", 2 * MIB, "yes")])
+
+
+def test_hostile_names_reach_neither_terminal_nor_markup(scene):
+    ram = scene.memfd(SIZE, EVIL)
+    vmm = scene.vmm(ram, SIZE)
+    backend = scene.actor([ram], program=scene.program(EVIL))
+    path = f"{scene.folder}/map.svg"
+    done = scene.run(f"--vmm={vmm.pid}", f"--svg={path}")
+    assert done.returncode == 0
+    assert str(backend.pid) in done.stdout
+    assert all(c == "\n" or " " <= c <= "~" for c in done.stdout)
+    assert len(lanes(path)) == 2
+    report = scene.audit(f"--vmm={vmm.pid}")
+    assert row(report, backend)["name"].startswith("a\\x0a\\x1b[31m<&\"")
+
+
+def test_a_name_in_a_tmpfs_does_not_pass_for_a_pool(scene):
+    # In a mount namespace of its own a file can have any path: the name of
+    # what is no memfd proves nothing.
+    path = "/dev/shm/moat-pool"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    os.ftruncate(fd, SIZE)
+    scene.fds[fd] = True
+    vmm = scene.vmm(fd, SIZE)
+    backend = scene.actor([fd])
+    report = scene.audit(f"--vmm={vmm.pid}", "--check", status=3)
+    assert row(report, backend)["outside_bytes"] == SIZE
+
+
+def test_descriptors_of_odd_kinds_do_no_harm(scene):
+    ram = scene.memfd(SIZE)
+    vmm = scene.vmm(ram, SIZE)
+    backend = scene.actor([ram], plan={"odd": True})
+    report = scene.audit(f"--vmm={vmm.pid}")
+    assert row(report, backend)["outside_bytes"] == SIZE
+    assert row(report, backend)["complete"]
+
+
+def test_processes_can_be_asked_for_by_name(scene):
+    ram = scene.memfd(SIZE)
+    vmm = scene.vmm(ram, SIZE)
+    backend = scene.actor([ram], program=scene.program("odd-backend"))
+    scene.actor([ram])
+    report = scene.audit("--name=odd-backend", f"--vmm={vmm.pid}")
+    assert [p["pid"] for p in report["processes"] if p["asked"]] == [
+        backend.pid]
+    assert len(report["processes"]) == 2
+
+
+def test_without_permission_the_audit_says_that_it_is_incomplete(scene):
+    # A copy: the build's folder may be closed to others.
+    moat = shutil.copy(MOAT, f"{scene.folder}/moat-copy")
+    actor = scene.actor()
+    args = [f"--pid={actor.pid}", "--json"]
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = scene.run(*args, prefix=AS_NOBODY, moat=moat, env=env)
+    assert done.returncode == 1
+    assert "incomplete" in done.stderr
+    report = json.loads(done.stdout)
+    assert report["complete"] is False
+    assert {"pid": actor.pid, "error": "no permission", "matters": True}.items(
+        ) <= next(e for e in report["incomplete"]
+                  if e["pid"] == actor.pid).items()
+    done = scene.run(*args[:1], prefix=AS_NOBODY, moat=moat, env=env)
+    assert f"({actor.pid}): no look at" in done.stdout
+
+
+@pytest.mark.parametrize("args", [
+    [], ["--pid=x"], ["--pid=0"], ["--pid=-1"], ["--pid=99999999999999"],
+    ["--pid="], ["--name="], ["--nonsense"], ["word"], ["--all", "--pid=1"],
+    ["--svg"]])
+def test_bad_usage_is_refused_with_status_2(scene, args):
+    done = scene.run(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("moat audit: ")
+
+
+@pytest.mark.parametrize("args", [
+    ["--pid=4194305"], ["--vmm=4194305"], ["--name=no\nsuch"]])
+def test_who_does_not_exist_is_an_error(scene, args):
+    done = scene.run(*args)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(scene):
+    actor = scene.actor()
+    done = scene.run(f"--pid={actor.pid}", "--svg=/nonexistent/x.svg")
+    assert done.returncode == 1
+    assert "/nonexistent/x.svg" in done.stderr
+
+
+def test_output_that_cannot_be_written_is_an_error(scene):
+    actor = scene.actor()
+    with open("/dev/full", "wb") as full:
+        for option in ["--json", "--check"]:
+            done = subprocess.run([MOAT, "audit", f"--pid={actor.pid}",
+                                   option], stdout=full,
+                                  stderr=subprocess.PIPE, check=False)
+            assert done.returncode == 1
+
+
+def test_help_tells_the_options_and_the_exit_status(scene):
+    done = scene.run("--help")
+    assert done.returncode == 0
+    for word in ["--pid", "--name", "--all", "--vmm", "--json", "--svg",
+                 "--check", "Exit status"]:
+        assert word in done.stdout
