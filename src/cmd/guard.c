@@ -156,6 +156,19 @@ static void parse_level(const char *arg, struct args *a,
 	argp_error(state, "--log-level=%s: error, warn, info or debug", arg);
 }
 
+static void parse_sandbox(const char *arg, struct args *a,
+			  struct argp_state *state)
+{
+	static const char *const names[] = { "none", "seccomp" };
+
+	for (unsigned int i = 0; i < 2; i++)
+		if (!strcmp(arg, names[i])) {
+			a->config.seccomp = i;
+			return;
+		}
+	argp_error(state, "--sandbox=%s: seccomp or none", arg);
+}
+
 static void check(const struct args *a, struct argp_state *state)
 {
 	if (a->caps)
@@ -210,9 +223,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->config.once = true;
 		break;
 	case OPT_SANDBOX:
-		if (strcmp(arg, "seccomp") && strcmp(arg, "none"))
-			argp_error(state, "--sandbox=%s: seccomp or none", arg);
-		a->config.seccomp = strcmp(arg, "none");
+		parse_sandbox(arg, a, state);
 		break;
 	case OPT_LOG:
 		parse_level(arg, a, state);
