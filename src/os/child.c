@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -70,6 +71,12 @@ static void run(char *const argv[], const char *what, const char *with,
 	signal(SIGPIPE, SIG_DFL);
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent || !args)
+		_exit(127);
+	/*
+	 * Whoever started us may have left descriptors open, even of guest
+	 * RAM: the backend gets its socket and standard streams.
+	 */
+	if (close_range(3, ~0u, CLOSE_RANGE_CLOEXEC))
 		_exit(127);
 	if (keep >= 0) {
 		/* The child may expect a plain blocking socket. */
