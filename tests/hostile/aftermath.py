@@ -25,7 +25,7 @@ def one_line(scene, mark, *texts):
     """Exactly one complaint since @mark; it names the device and @texts."""
     lines = scene.guard.complaints(mark)
     assert len(lines) == 1, lines
-    assert re.match(r"moat guard\[blk\]: (error|warning): ", lines[0]), lines
+    assert re.match(r"moat guard\[console\]: (error|warning): ", lines[0])
     for text in texts:
         assert re.search(text, lines[0]), (text, lines[0])
 

@@ -55,11 +55,15 @@ def plain():
 class Scene:
     """A guard with a backend behind it, ready for VMMs."""
 
-    def __init__(self, keep, folder, build, *options, name="", **backend):
+    def __init__(self, keep, folder, build, *options, name="",
+                 on_message=None, listens=True, **backend):
+        """@on_message: how the device answers from the start on; @listens:
+        whether it is good enough for the guard to go on."""
         self.keep = keep
         self.device = keep(Backend(f"{folder}/b{name}", **backend))
+        self.device.on_message = on_message or {}
         self.guard = keep(Guard(build, folder, self.device.path, *options,
-                                name=f"g{name}"))
+                                name=f"g{name}", listens=listens))
 
     def vmm(self, **kw):
         return self.keep(Vmm.connect(self.guard.path, **kw))
@@ -84,7 +88,8 @@ def make_scene(keep, folder):
 
 @pytest.fixture
 def scene(make_scene, sanitized):
-    return make_scene(sanitized, "--device=blk", "--pool-size=8M")
+    # A console's queues may hold buffers for ever: a stop waits shortly.
+    return make_scene(sanitized, "--device=console", "--pool-size=8M")
 
 
 @pytest.fixture(scope="session")

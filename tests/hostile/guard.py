@@ -11,7 +11,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # One line a cause; these are not causes.
-ROUTINE = re.compile(r"moat guard(\[\w+\])?: (?!error: |warning: )")
+ROUTINE = re.compile(r"moat guard(\[\w+\])?: (?!error: |warning: )"
+                     r"|.*runs without its sandbox")
 SANITIZER = re.compile(r"Sanitizer|runtime error:|^==\d+==")
 
 
@@ -43,7 +44,7 @@ class Guard:
     @options say in its place."""
 
     def __init__(self, build, folder, backend_path, *options, name="g",
-                 pass_fds=()):
+                 pass_fds=(), listens=True):
         self.build = build
         self.path = f"{folder}/{name}"
         self.lines = []
@@ -58,7 +59,8 @@ class Guard:
         self.pid = self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.wait_line("listening on")
+        if listens:
+            self.wait_line("listening on")
 
     def _read(self):
         for line in self.process.stderr:

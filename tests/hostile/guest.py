@@ -7,14 +7,11 @@ device was allowed to write are known, anything else must be the canary.
 import mmap
 import os
 import random
-import select
 import socket
-import struct
-import time
 
 import split_ring
 import vhost_user as vu
-from split_ring import INDIRECT, WRITE, Desc
+from split_ring import INDIRECT, WRITE
 from vhost_user import Feature, Protocol, Region, mask
 
 MIB = 1 << 20

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A hostile backend on its sockets: what it answers, what it asks, and when
 it does neither."""
+import itertools
 import os
 import socket
 import struct
@@ -82,10 +83,29 @@ def try_session(scene, **kw):
         return vmm, False
 
 
+# Asked when the guard meets its backend, before any VMM comes.
+AT_THE_START = (Request.GET_FEATURES, Request.SET_PROTOCOL_FEATURES,
+                Request.GET_PROTOCOL_FEATURES, Request.GET_QUEUE_NUM)
+
+
+def ends_before_it_serves(scene, mark=0):
+    """The backend is of no use: one line says so, the exit status is 1."""
+    assert scene.guard.wait(15) == 1, scene.guard.lines
+    lines = scene.guard.complaints(mark)
+    assert len(lines) == 1 and "backend" in lines[0], lines
+
+
 @pytest.mark.parametrize("request_,answer", REPLIES.values(),
                          ids=REPLIES.keys())
-def test_reply_that_is_wrong_ends_the_session_only(scene, witness, request_,
-                                                   answer):
+def test_reply_that_is_wrong_ends_the_session_only(
+        make_scene, sanitized, witness, request_, answer):
+    if request_ in AT_THE_START:
+        scene = make_scene(sanitized, "--device=console",
+                           on_message={request_: answer}, listens=False)
+        ends_before_it_serves(scene)
+        witness()
+        return
+    scene = make_scene(sanitized, "--device=console")
     mark = len(scene.guard.lines)
     scene.device.on_message[request_] = answer
     vmm, worked = try_session(scene)
@@ -96,13 +116,23 @@ def test_reply_that_is_wrong_ends_the_session_only(scene, witness, request_,
     one_line(scene, mark)
 
 
+def test_backend_that_turns_bad_after_its_first_vmm(scene, witness):
+    """The guard meets it anew for each VMM."""
+    vmm = scene.running(queues=1)
+    mark = len(scene.guard.lines)
+    scene.device.on_message[GF] = raw(GF, bytes(4))
+    vmm.close()
+    ends_before_it_serves(scene, mark)
+    vmm.ram.check()
+    witness()
+
+
 @pytest.mark.parametrize("value", [300, 2 ** 32, 2 ** 64 - 1])
-def test_absurd_queue_num_is_refused_or_clamped(scene, witness, value):
-    scene.device.on_message[Request.GET_QUEUE_NUM] = raw(
-        Request.GET_QUEUE_NUM, U64.pack(value))
+def test_absurd_queue_num_is_clamped(make_scene, sanitized, witness, value):
+    scene = make_scene(sanitized, "--device=console", on_message={
+        Request.GET_QUEUE_NUM: raw(Request.GET_QUEUE_NUM, U64.pack(value))})
     vmm, worked = try_session(scene)
-    if worked:
-        assert vmm.queue_num <= 256
+    assert worked and vmm.queue_num <= 256
     vmm.close()
     rest_is_fine(scene, witness, vmm.ram)
 
@@ -224,44 +254,83 @@ def test_unsolicited_message_from_the_backend(scene, witness, message):
     rest_is_fine(scene, witness, vmm.ram)
 
 
-@pytest.mark.parametrize("request_", [
-    Request.GET_FEATURES, Request.SET_MEM_TABLE, Request.GET_CONFIG,
-    Request.GET_VRING_BASE], ids=lambda r: r.name)
-@pytest.mark.parametrize("part", [b"", b"half"], ids=["nothing", "half"])
-def test_backend_that_never_replies(scene, witness, request_, part):
-    """The device is lost; the guard can be told so, by either way."""
-    if request_ in (Request.GET_FEATURES, Request.SET_MEM_TABLE):
-        vmm = scene.vmm()
-    else:
-        vmm = scene.running(queues=1)
+def fall_silent(scene, request, half):
+    """The device stops to answer; the VMM asks, in vain, and stays."""
+    early = request == Request.SET_MEM_TABLE
+    vmm = None if early else scene.running(queues=1)
 
     def silence(session, msg):
-        if part:
+        if half:
             vu.send_raw(session.sock, HEADER.pack(
                 msg.request, VERSION | REPLY, 8)[:7])
         return True
 
-    scene.device.on_message[request_] = silence
-    if request_ == Request.GET_CONFIG:
-        vmm.fe.send(request_, vu.config(0, 8))
-    elif request_ == Request.GET_VRING_BASE:
-        vmm.fe.send(request_, VRING_STATE.pack(0, 0))
-    elif request_ == Request.SET_MEM_TABLE:
+    scene.device.on_message[request] = silence
+    vmm = vmm or scene.vmm()
+    if request == Request.GET_CONFIG:
+        vmm.fe.send(request, vu.config(0, 8))
+    elif request == Request.GET_VRING_BASE:
+        vmm.fe.send(request, VRING_STATE.pack(0, 0))
+    elif request == Request.SET_MEM_TABLE:
         vmm.negotiate()
-        vmm.fe.send(request_, vu.mem_table(vmm.ram.regions), vmm.ram.fds)
-    else:
-        vmm.fe.send(request_)
-    assert scene.guard.idle_cpu() < 0.02
+        vmm.fe.reply_ack = False  # ask for no answers: there are none
+        vmm.share_memory()
+        vmm.add_queue().start()
+    return vmm
+
+
+def test_backend_that_never_replies_is_given_up(make_scene, sanitized,
+                                                witness):
+    """All at once, since each takes as long as the guard has patience."""
+    silent = []
+    for n, (request, half) in enumerate(itertools.product(
+            (Request.SET_MEM_TABLE, Request.GET_CONFIG,
+             Request.GET_VRING_BASE), (False, True))):
+        scene = make_scene(sanitized, "--device=console", "--pool-size=2M",
+                           name=str(n))
+        silent.append((scene, fall_silent(scene, request, half)))
+    mute = make_scene(sanitized, "--device=console", name="mute",
+                      on_message={GF: lambda *_: True}, listens=False)
+    for scene in [mute] + [scene for scene, _ in silent]:
+        assert scene.guard.idle_cpu() < 0.02
     witness()
-    vmm.close()
-    rest_is_fine(scene, witness, vmm.ram)
+    ends_before_it_serves(mute)
+    for scene, vmm in silent:
+        scene.guard.wait_line("backend stalls", timeout=30)
+        try:
+            while True:
+                vmm.fe.recv(5)
+        except vu.Closed:
+            pass
+        vmm.close()
+        assert len(scene.guard.complaints()) == 1, scene.guard.lines
+        rest_is_fine(scene, witness, vmm.ram)
 
 
-def test_guard_ends_on_sigterm_while_the_backend_is_silent(scene):
-    scene.device.on_message[Request.GET_FEATURES] = lambda *_: True
-    vmm = scene.vmm()
-    vmm.fe.send(Request.GET_FEATURES)
-    assert scene.guard.terminate(timeout=15) == 0
+@pytest.mark.parametrize("early", [False, True])
+def test_guard_ends_on_sigterm_while_the_backend_is_silent(
+        make_scene, sanitized, early):
+    silence = {GF: lambda *_: True}
+    if early:
+        scene = make_scene(sanitized, on_message=silence, listens=False)
+        scene.device.wait_for(lambda: scene.device.sessions)
+    else:
+        scene = make_scene(sanitized)
+        vmm = scene.running(queues=1)
+        scene.device.on_message[Request.GET_CONFIG] = lambda *_: True
+        vmm.fe.send(Request.GET_CONFIG, vu.config(0, 4))
+        vmm.queues[0].kick()
+    assert scene.guard.terminate(timeout=8) == 0
+    assert not scene.guard.complaints()
+
+
+def leave_after(part):
+    def leave(session, msg):
+        vu.send_raw(session.sock, (HEADER.pack(
+            msg.request, VERSION | REPLY, 8) + bytes(8))[:part])
+        session.sock.shutdown(socket.SHUT_RDWR)
+        return True
+    return leave
 
 
 @pytest.mark.parametrize("request_", [
@@ -270,17 +339,17 @@ def test_guard_ends_on_sigterm_while_the_backend_is_silent(scene):
     Request.GET_CONFIG, Request.GET_VRING_BASE], ids=lambda r: r.name)
 @pytest.mark.parametrize("part", [0, 7, 14], ids=[
     "silently", "within_a_header", "within_a_payload"])
-def test_backend_that_closes_on_a_message(scene, witness, request_, part):
+def test_backend_that_closes_on_a_message(make_scene, sanitized, witness,
+                                          request_, part):
     """One line says that the backend is gone; the exit status is 1."""
-    mark = len(scene.guard.lines)
-
-    def leave(session, msg):
-        vu.send_raw(session.sock, (HEADER.pack(
-            msg.request, VERSION | REPLY, 8) + bytes(8))[:part])
-        session.sock.shutdown(socket.SHUT_RDWR)
-        return True
-
-    scene.device.on_message[request_] = leave
+    hooks = {request_: leave_after(part)}
+    if request_ in AT_THE_START:
+        scene = make_scene(sanitized, on_message=hooks, listens=False)
+        ends_before_it_serves(scene)
+        witness()
+        return
+    scene = make_scene(sanitized)
+    scene.device.on_message = hooks
     vmm, worked = try_session(scene)
     if request_ in (Request.GET_CONFIG, Request.GET_VRING_BASE):
         assert worked
@@ -290,11 +359,7 @@ def test_backend_that_closes_on_a_message(scene, witness, request_, part):
             else:
                 vmm.fe.get_vring_base(0)
                 vmm.fe.recv()
-    # The guard may find out late if nothing had to be answered.
-    code = scene.guard.wait()
-    assert code == 1, scene.guard.lines
-    lines = scene.guard.complaints(mark)
-    assert len(lines) == 1 and "backend" in lines[0], lines
+    ends_before_it_serves(scene)
     vmm.ram.check()
     witness()
 
@@ -389,7 +454,7 @@ def test_malformed_backend_request_stays_at_the_guard(scene, witness, send):
         one_line(scene, mark)
 
 
-def test_config_change_is_held_back_until_driver_ok(scene, witness):
+def test_config_change_is_held_back_until_the_driver_started(scene, witness):
     vmm = scene.vmm()
     vmm.negotiate()
     vmm.fe.get_config(0, 8)
@@ -397,16 +462,15 @@ def test_config_change_is_held_back_until_driver_ok(scene, witness):
     assert session.channel, "the guard set no channel up"
     scene.device.run(session.config_change)
     vmm.share_memory()
-    vmm.add_queue().start()
     vmm.fe.get_config(0, 8)
     vmm.channel.setblocking(False)
     with pytest.raises(BlockingIOError):
         vmm.channel.recv(1)
+    vmm.channel.setblocking(True)
+    vmm.add_queue().start()
     vmm.driver_ok()
     vmm.queues[0].echo()
-    scene.device.run(session.config_change)
-    vmm.channel.setblocking(True)
-    vmm.config_changed()
+    vmm.config_changed()  # it was not lost
     vmm.close()
     rest_is_fine(scene, witness, vmm.ram)
 

@@ -5,8 +5,6 @@ import os
 import pytest
 
 import vhost_user as vu
-from guard import Guard
-from guest import Vmm
 
 
 @pytest.fixture(params=["plain", "sanitized"])

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that changes descriptors after it published them, from another
 processor, while requests flow."""
-import os
 import random
 import subprocess
 import sys
