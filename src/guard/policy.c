@@ -76,8 +76,12 @@ uint64_t moat_policy_offer(const struct moat_device_type *type,
 {
 	uint64_t f = backend & DEVICE_BITS;
 
-	f |= MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_ACCESS_PLATFORM) |
-	     MOAT_BIT(VIRTIO_F_EVENT_IDX) |
+	/*
+	 * Not ACCESS_PLATFORM: the guard bounces, so the driver need not, and
+	 * user-mode Linux, which has no DMA API, fails its probe with -ENOMEM
+	 * once the feature is offered.
+	 */
+	f |= MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) |
 	     MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
 	/*
 	 * With indirect tables a driver may build chains longer than the ring;
