@@ -123,8 +123,8 @@ static inline void add_seg(struct dma_world *w, uint64_t addr, uint32_t len,
 {
 	struct moat_chain *c = &w->chain;
 
-	c->seg[c->nread + c->nwrite] = (struct moat_seg){ .addr = addr,
-							  .len = len };
+	c->seg[c->nread + c->nwrite] =
+		(struct moat_seg){ .addr = addr, .len = len };
 	if (write) {
 		c->nwrite++;
 		c->write_len += len;
@@ -154,8 +154,7 @@ static inline void oracle_copy_in(struct dma_world *w)
 
 		if (in_pool(w, o))
 			memcpy(w->pool_copy + (o->addr - POOL_ADDR),
-			       w->guest_copy +
-				       guest_off(w->chain.seg[i].addr),
+			       w->guest_copy + guest_off(w->chain.seg[i].addr),
 			       o->len);
 	}
 }
@@ -177,9 +176,9 @@ static inline void check_mapped(struct dma_world *w, uint32_t cell,
 	for (uint32_t i = 0; i < w->chain.nread + w->chain.nwrite; i++) {
 		const struct moat_seg *g = &w->chain.seg[i];
 		const struct moat_seg *o = &w->out.seg[i];
-		uint64_t mask = g->len >= 4096 ? 4095 :
-				g->len >= 512  ? 511 :
-						 15;
+		uint64_t mask = g->len >= 4096	? 4095
+				: g->len >= 512 ? 511
+						: 15;
 
 		assert_int_equal(o->len, g->len);
 		if (!in_pool(w, o)) {

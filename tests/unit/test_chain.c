@@ -6,7 +6,7 @@
 #include "core/chain.h"
 
 #define NUM 16u
-#define LOW 0x10000u /* two adjacent regions of a page each */
+#define LOW 0x10000u  /* two adjacent regions of a page each */
 #define FAR 0x100000u /* one page, a gap before it */
 #define HUGE_AT UINT64_C(0x1000000000)
 #define HUGE_SIZE (UINT64_C(8) << 30)
@@ -114,8 +114,7 @@ static void a_chain_as_long_as_the_ring_is_taken_and_a_loop_is_not(void **state)
 	struct world *w = *state;
 
 	for (uint16_t i = 0; i < NUM; i++)
-		direct(w, i, LOW, 8, i + 1u < NUM ? NX : 0,
-		       (uint16_t)(i + 1u));
+		direct(w, i, LOW, 8, i + 1u < NUM ? NX : 0, (uint16_t)(i + 1u));
 	assert_int_equal(walk(w, 0), 0);
 	assert_int_equal(w->chain.nread, NUM);
 	direct(w, NUM - 1, LOW, 8, NX, 0);
@@ -172,7 +171,7 @@ static void addresses_outside_guest_memory_are_refused(void **state)
 		{ FAR + 4095, 2 }, /* over the end */
 		{ FAR, UINT32_MAX },
 		{ LOW, FAR - LOW + 1 }, /* both ends fine, a gap between */
-		{ UINT64_MAX, 2 }, /* wraps */
+		{ UINT64_MAX, 2 },	/* wraps */
 		{ UINT64_MAX - 7, 16 },
 		{ UINT64_MAX, 1 },
 	};
@@ -228,8 +227,8 @@ static void total_length_up_to_2_to_the_32_and_no_more(void **state)
 	direct(w, 0, HUGE_AT, UINT32_MAX, NX, 1);
 	direct(w, 1, LOW, 1, WR, 0);
 	assert_int_equal(walk(w, 0), 0);
-	assert_int_equal(w->chain.read_len + w->chain.write_len,
-			 UINT64_C(1) << 32);
+	assert_int_equal(w->chain.read_len + w->chain.write_len, UINT64_C(1)
+									 << 32);
 	direct(w, 1, LOW, 2, WR, 0);
 	expect_fault(w, MOAT_FAULT_TOTAL_LEN, (UINT64_C(1) << 32) + 1,
 		     UINT64_C(1) << 32);
@@ -272,8 +271,9 @@ static void indirect_with_next_or_nested_is_refused(void **state)
 static void indirect_length_must_be_whole_descriptors(void **state)
 {
 	struct world *w = *state;
-	static const uint32_t bad[] = { 0, 1, 15, 17, 31, UINT32_MAX,
-					16 * 32768 + 16, 0xfffffff0 };
+	static const uint32_t bad[] = {
+		0, 1, 15, 17, 31, UINT32_MAX, 16 * 32768 + 16, 0xfffffff0
+	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
 		direct(w, 0, HUGE_AT, bad[i], IND, 0);
@@ -387,8 +387,9 @@ static void random_tables_keep_the_promises_of_a_walk(void **state)
 
 			if (!rnd_below(&r, 8))
 				f = IND;
-			direct(w, i, a, f == IND ? 16 * rnd_below(&r, 6) :
-						   rnd_below(&r, 90),
+			direct(w, i, a,
+			       f == IND ? 16 * rnd_below(&r, 6)
+					: rnd_below(&r, 90),
 			       f, (uint16_t)rnd_below(&r, NUM + 1));
 			f = (uint16_t)rnd_below(&r, 3);
 			put_desc(rnd_below(&r, 2) ? w->far : w->low0, i, a,
@@ -407,8 +408,8 @@ static void random_tables_keep_the_promises_of_a_walk(void **state)
 			const struct moat_seg *s = &w->chain.seg[i];
 
 			assert_true(s->len);
-			assert_true(moat_memmap_covers(&w->map, s->addr,
-						       s->len));
+			assert_true(
+				moat_memmap_covers(&w->map, s->addr, s->len));
 			sum += s->len;
 			if (i + 1u == w->chain.nread)
 				assert_int_equal(sum, w->chain.read_len);

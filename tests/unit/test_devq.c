@@ -29,10 +29,10 @@ struct driver {
 	struct moat_chain chain;
 	struct rng rng;
 	struct expect *req;
-	uint16_t *posted; /* heads by avail index, modulo the queue size */
+	uint16_t *posted;      /* heads by avail index, modulo the queue size */
 	uint16_t avail, taken; /* avail index; index of the next to take */
 	uint16_t used, used_out; /* pushed; published */
-	uint16_t notified; /* used index at the last question */
+	uint16_t notified;	 /* used index at the last question */
 	bool notified_valid;
 	uint32_t ntaken;
 	bool event, indirect;
@@ -41,9 +41,13 @@ struct driver {
 static void driver_make(struct driver *d, uint16_t num, uint16_t base,
 			uint16_t used, bool event, bool indirect)
 {
-	*d = (struct driver){ .avail = base, .taken = base, .used = used,
-			      .used_out = used, .event = event,
-			      .indirect = indirect, .rng = { base + num } };
+	*d = (struct driver){ .avail = base,
+			      .taken = base,
+			      .used = used,
+			      .used_out = used,
+			      .event = event,
+			      .indirect = indirect,
+			      .rng = { base + num } };
 	ring_make(&d->ring, num);
 	d->region = (struct moat_region){ RAM, RAM_SIZE, RAM,
 					  must_alloc(RAM_SIZE) };
@@ -458,13 +462,15 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_operations_agree_with_the_model),
-		cmocka_unit_test(indices_wrap_at_65536_for_as_long_as_one_likes),
+		cmocka_unit_test(
+			indices_wrap_at_65536_for_as_long_as_one_likes),
 		cmocka_unit_test(a_queue_of_32768_fills_and_empties),
 		cmocka_unit_test(an_avail_idx_that_jumps_breaks_the_queue),
 		cmocka_unit_test(a_head_out_of_range_breaks_the_queue),
 		cmocka_unit_test(a_head_counts_once_until_it_is_given_back),
 		cmocka_unit_test(a_malformed_chain_breaks_the_queue),
-		cmocka_unit_test(a_peeked_request_is_read_afresh_when_it_stayed),
+		cmocka_unit_test(
+			a_peeked_request_is_read_afresh_when_it_stayed),
 		cmocka_unit_test(the_first_publish_after_a_start_notifies),
 	};
 

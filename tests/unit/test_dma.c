@@ -9,9 +9,8 @@ struct before {
 static struct before counters(const struct dma_world *w)
 {
 	return (struct before){
-		w->pool.stats.used, w->q.share.stats.used,
-		w->pool.common.free, w->q.share.own.free,
-		w->q.chunks_left,
+		w->pool.stats.used,  w->q.share.stats.used, w->pool.common.free,
+		w->q.share.own.free, w->q.chunks_left,
 	};
 }
 
@@ -75,8 +74,9 @@ static void readable_bytes_arrive_and_writable_ones_come_back(void **state)
 
 static void exactly_the_reported_bytes_come_back(void **state)
 {
-	static const uint64_t lens[] = { 0, 1, 99, 100, 101, 700, 799,
-					 800, 801, UINT32_MAX, UINT64_MAX };
+	static const uint64_t lens[] = { 0,   1,	  99,	     100,
+					 101, 700,	  799,	     800,
+					 801, UINT32_MAX, UINT64_MAX };
 
 	(void)state;
 	for (size_t k = 0; k < ARRAY_SIZE(lens); k++) {
@@ -158,9 +158,12 @@ static void an_indirect_table_gets_room_that_nobody_else_has(void **state)
 			assert_true(w->out.seg[i].addr >= hi ||
 				    w->out.seg[i].addr + w->out.seg[i].len <=
 					    lo);
-		if (lo >= POOL_ADDR + 4096 * (uint64_t)req.run.first && req.run.n)
-			assert_true(hi <= POOL_ADDR + 4096 * (uint64_t)(
-						req.run.first + req.run.n));
+		if (lo >= POOL_ADDR + 4096 * (uint64_t)req.run.first &&
+		    req.run.n)
+			assert_true(hi <=
+				    POOL_ADDR +
+					    4096 * (uint64_t)(req.run.first +
+							      req.run.n));
 		else
 			assert_true(hi <= POOL_ADDR + MOAT_DMA_CELL +
 						  4096 * w->q.cells.first);
@@ -237,7 +240,9 @@ static void never_names_the_pool_that_would_do(void **state)
 		uint64_t addr;
 		uint32_t len;
 	} big[] = {
-		{ G2, 65536 }, { G2 + 1, 65536 }, { G2 + 4095, 0x20001 },
+		{ G2, 65536 },
+		{ G2 + 1, 65536 },
+		{ G2 + 4095, 0x20001 },
 		{ G2 + 512, 0x7fe00 },
 	};
 

@@ -31,9 +31,9 @@ static uint64_t some_addr(struct rng *r, uint32_t len)
 
 static uint32_t some_len(struct rng *r)
 {
-	static const uint32_t edge[] = { 1,   15,   16,	  255,	256,  257,
-					 511, 512,  513,  4095, 4096, 4097,
-					 127, 8192, 32768 };
+	static const uint32_t edge[] = { 1,    15,   16,  255,	256,
+					 257,  511,  512, 513,	4095,
+					 4096, 4097, 127, 8192, 32768 };
 
 	if (rnd_below(r, 2))
 		return edge[rnd_below(r, ARRAY_SIZE(edge))];
@@ -94,8 +94,9 @@ static void map_one(struct fleet *f, uint32_t cell)
 	case MOAT_DMA_OK:
 		break;
 	case MOAT_DMA_NEVER:
-		assert_true(w->out.need > 4096 * (uint64_t)moat_pool_limit(
-						  &w->pool, &w->q.share));
+		assert_true(w->out.need >
+			    4096 * (uint64_t)moat_pool_limit(&w->pool,
+							     &w->q.share));
 		/* fall through */
 	case MOAT_DMA_LATER:
 		f->refused++;
@@ -180,8 +181,8 @@ static void run(uint32_t slots, uint32_t share, bool share_set)
 	chunks = f->w.q.chunks_left;
 	common = f->w.pool.common.free;
 	if (share_set) {
-		f->w.share_set[0] = (struct moat_dma_range){ G2 + 4096,
-							     0x40000 };
+		f->w.share_set[0] =
+			(struct moat_dma_range){ G2 + 4096, 0x40000 };
 		f->w.dma.nshared = 1;
 	}
 	for (int op = 0; op < 2500; op++) {

@@ -30,18 +30,20 @@ struct device {
 	struct req *req; /* by cookie, one for each possible head */
 	uint32_t *added; /* cookies in the order they were added */
 	uint32_t *taken; /* cookies that the device works on */
-	uint32_t *done; /* cookies in the order they were completed */
+	uint32_t *done;	 /* cookies in the order they were completed */
 	uint32_t nlive, ntaken, free, total;
 	uint16_t add, published, seen; /* avail */
-	uint16_t used, got; /* used */
+	uint16_t used, got;	       /* used */
 	bool event, indirect;
 };
 
 static void device_make(struct device *d, uint16_t num, bool event,
 			bool indirect)
 {
-	*d = (struct device){ .event = event, .indirect = indirect,
-			      .free = num, .rng = { num } };
+	*d = (struct device){ .event = event,
+			      .indirect = indirect,
+			      .free = num,
+			      .rng = { num } };
 	ring_make(&d->ring, num);
 	d->descs = calloc(num, sizeof(*d->descs));
 	d->tables = must_alloc((size_t)96 * num);
@@ -114,8 +116,8 @@ static void publish(struct device *d)
 
 	put16(avail_event(&d->ring), event);
 	put16(used_flags(&d->ring), flags);
-	want = d->event ? event_passed(event, d->published, d->add) :
-			  d->add != d->published && !(flags & 1);
+	want = d->event ? event_passed(event, d->published, d->add)
+			: d->add != d->published && !(flags & 1);
 	assert_int_equal(moat_drvq_publish(&d->q), want);
 	assert_int_equal(get16(avail_idx(&d->ring)), d->add);
 	d->published = d->add;
@@ -148,10 +150,10 @@ static void device_take(struct device *d)
 		e = get_desc(table, i);
 		assert_int_equal(e.addr, r->seg[k].addr);
 		assert_int_equal(e.len, r->seg[k].len);
-		assert_int_equal(e.flags, (last ? 0 : MOAT_DESC_F_NEXT) |
-						  (k < r->nread ?
-							   0 :
-							   MOAT_DESC_F_WRITE));
+		assert_int_equal(e.flags,
+				 (last ? 0 : MOAT_DESC_F_NEXT) |
+					 (k < r->nread ? 0
+						       : MOAT_DESC_F_WRITE));
 		/* Nothing the device writes there may matter to the queue. */
 		if (table == d->ring.vring.desc)
 			rnd_fill(&d->rng, d->ring.vring.desc + 16 * i, 16);
@@ -170,9 +172,9 @@ static void device_finish(struct device *d)
 	uint8_t *e = used_entry(&d->ring, d->used);
 
 	d->taken[k] = d->taken[--d->ntaken];
-	r->used_len = rnd_below(&d->rng, 3) ?
-			      rnd_below(&d->rng, r->write_len + 1) :
-			      (uint32_t)rnd(&d->rng);
+	r->used_len = rnd_below(&d->rng, 3)
+			      ? rnd_below(&d->rng, r->write_len + 1)
+			      : (uint32_t)rnd(&d->rng);
 	put32(e, r->head);
 	put32(e + 4, r->used_len);
 	d->done[d->used++ % d->ring.vring.num] = cookie;
@@ -191,8 +193,8 @@ static void get(struct device *d)
 	assert_int_equal(cookie, d->done[d->got++ % d->ring.vring.num]);
 	r = &d->req[cookie];
 	assert_true(r->live);
-	assert_int_equal(len, r->used_len < r->write_len ? r->used_len :
-							   r->write_len);
+	assert_int_equal(len, r->used_len < r->write_len ? r->used_len
+							 : r->write_len);
 	r->live = false;
 	d->free += r->ndesc;
 	d->nlive--;
@@ -308,7 +310,8 @@ static void no_room_without_descriptors_even_for_an_empty_request(void **state)
 	device_free(&d);
 }
 
-static void without_tables_a_request_longer_than_the_ring_never_fits(void **state)
+static void
+without_tables_a_request_longer_than_the_ring_never_fits(void **state)
 {
 	struct device d;
 
@@ -451,7 +454,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_operations_agree_with_the_model),
-		cmocka_unit_test(indices_wrap_at_65536_for_as_long_as_one_likes),
+		cmocka_unit_test(
+			indices_wrap_at_65536_for_as_long_as_one_likes),
 		cmocka_unit_test(
 			a_request_without_segments_is_one_empty_descriptor),
 		cmocka_unit_test(

@@ -178,8 +178,7 @@ static bool oracle_add(struct oracle *o, const struct moat_region *r)
 {
 	uint64_t g = r->guest_addr - o->base, u = r->user_addr - o->user_base;
 
-	if (!r->size || o->n == 8 || g + r->size > CELLS ||
-	    u + r->size > CELLS)
+	if (!r->size || o->n == 8 || g + r->size > CELLS || u + r->size > CELLS)
 		return false;
 	for (uint64_t i = 0; i < r->size; i++)
 		if (o->guest[g + i] || o->user[u + i])
@@ -213,8 +212,8 @@ static bool oracle_knows(const struct oracle *o, const struct moat_region *r)
 	       (user_end <= CELLS || o->user_base == 0 - (uint64_t)CELLS);
 }
 
-static void check_lookup(struct moat_memmap *m, struct oracle *o,
-			 uint32_t cell, uint64_t len)
+static void check_lookup(struct moat_memmap *m, struct oracle *o, uint32_t cell,
+			 uint64_t len)
 {
 	uint64_t addr = o->base + cell, n = 0, got = 0;
 	bool all = cell + len <= CELLS;
@@ -264,8 +263,7 @@ static void random_operations_agree_with_the_oracle(void **state)
 		for (int op = 0; op < 20000; op++) {
 			struct moat_region reg = {
 				.guest_addr = o.base + rnd_below(&r, CELLS),
-				.user_addr = o.user_base +
-					     rnd_below(&r, CELLS),
+				.user_addr = o.user_base + rnd_below(&r, CELLS),
 				.size = rnd_below(&r, 24),
 				/* A gap between any two host ranges. */
 				.host = host + 64 * rnd_below(&r, 512),
@@ -308,9 +306,11 @@ int main(void)
 		cmocka_unit_test(overlap_in_either_address_space_is_refused),
 		cmocka_unit_test(wrap_around_and_empty_regions_are_refused),
 		cmocka_unit_test(a_region_may_end_at_2_to_the_64),
-		cmocka_unit_test(adjacent_regions_are_one_range_and_a_gap_ends_it),
+		cmocka_unit_test(
+			adjacent_regions_are_one_range_and_a_gap_ends_it),
 		cmocka_unit_test(del_takes_exactly_the_named_region),
-		cmocka_unit_test(a_full_table_takes_no_more_and_keeps_what_it_has),
+		cmocka_unit_test(
+			a_full_table_takes_no_more_and_keeps_what_it_has),
 		cmocka_unit_test(random_operations_agree_with_the_oracle),
 	};
 

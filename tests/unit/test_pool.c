@@ -9,7 +9,7 @@
 
 #define MAX_SLOTS 4096u
 #define NSHARES 3u
-#define COMMON 0u /* a free slot of the common part */
+#define COMMON 0u	  /* a free slot of the common part */
 #define OWN(k) (1u + (k)) /* a free slot of share k */
 #define CARVED 100u
 #define TAKEN 101u
@@ -23,7 +23,7 @@ struct oracle {
 	uint8_t slot[MAX_SLOTS];
 	uint32_t slots;
 	uint32_t low; /* all that is carved lies below this slot */
-	int waiter; /* share, or -1 */
+	int waiter;   /* share, or -1 */
 	struct moat_pool_stats all, of[NSHARES];
 	struct held held[256];
 	uint32_t nheld;
@@ -82,8 +82,7 @@ static void open_share(struct world *w, uint32_t k, uint32_t n)
 	uint32_t at = n ? lowest(&w->o, COMMON, n, 1) : UINT32_MAX;
 	struct moat_run run = { at, n };
 
-	assert_int_equal(moat_share_open(&w->pool, &w->share[k], n,
-					 w->bits[k]),
+	assert_int_equal(moat_share_open(&w->pool, &w->share[k], n, w->bits[k]),
 			 at == UINT32_MAX ? -1 : 0);
 	assert_int_equal(w->share[k].own.n, at == UINT32_MAX ? 0 : n);
 	if (at == UINT32_MAX)
@@ -222,9 +221,8 @@ static void runs_of_4_mib_and_more_are_contiguous(void **state)
 	assert_int_equal(rest.first + rest.n, MAX_SLOTS);
 	assert_int_equal(w->pool.common.free, 0);
 	for (int i = 0; i < 5; i++)
-		assert_int_equal(moat_pool_alloc(&w->pool, &w->share[0], 1, 1,
-						 &one),
-				 0);
+		assert_int_equal(
+			moat_pool_alloc(&w->pool, &w->share[0], 1, 1, &one), 0);
 	assert_int_equal(moat_pool_alloc(&w->pool, &w->share[0], 1, 1, &one),
 			 -1);
 	moat_pool_free(&w->pool, &w->share[0], &run);
@@ -273,12 +271,10 @@ static void a_share_is_never_taken_by_another_queue(void **state)
 	(void)state;
 	assert_non_null(w);
 	world_make(w, 100, 1);
-	assert_int_equal(moat_share_open(&w->pool, &w->share[0], 20,
-					 w->bits[0]),
-			 0);
-	assert_int_equal(moat_share_open(&w->pool, &w->share[1], 30,
-					 w->bits[1]),
-			 0);
+	assert_int_equal(
+		moat_share_open(&w->pool, &w->share[0], 20, w->bits[0]), 0);
+	assert_int_equal(
+		moat_share_open(&w->pool, &w->share[1], 30, w->bits[1]), 0);
 	while (!moat_pool_alloc(&w->pool, &w->share[1], 1, 1, &run))
 		n++;
 	assert_int_equal(n, 80);

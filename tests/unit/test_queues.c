@@ -32,7 +32,7 @@ struct pair {
 	uint16_t *held; /* heads that the device works on, with their lengths */
 	uint32_t *held_len;
 	uint32_t nheld;
-	bool *busy; /* cookies in flight */
+	bool *busy;    /* cookies in flight */
 	uint64_t *tag; /* what the request asked for */
 	uint32_t *write_len, *want_len;
 	uint32_t todo, posted, done;
@@ -280,9 +280,8 @@ static void no_wakeup_is_lost_between_two_threads(void **state)
 		struct pair p;
 
 		pair_make(&p, k & 1 ? 4 : 128, k & 2, true, 20000);
-		assert_int_equal(pthread_create(&thread, NULL, device_thread,
-						&p),
-				 0);
+		assert_int_equal(
+			pthread_create(&thread, NULL, device_thread, &p), 0);
 		while (p.done != p.todo && !stuck) {
 			moat_drvq_notify_off(&p.drv);
 			if (driver_step(&p))
