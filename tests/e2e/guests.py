@@ -6,6 +6,7 @@ run(): a shell script goes in, its output and status come back.  The guest goes 
 between calls, so a test can look at it from outside meanwhile.
 """
 import base64
+import functools
 import glob
 import os
 import subprocess
@@ -37,8 +38,8 @@ def newest(pattern):
 class Guest(Process):
     """A booted guest.  Leave it with poweroff() or, as a crash, kill()."""
 
-    def __init__(self, argv, name, env=None):
-        super().__init__(argv, name=name, env=env)
+    def __init__(self, argv, name, **kwargs):
+        super().__init__(argv, name=name, **kwargs)
         self._number = 0
         try:
             self.expect("^@ready$")
@@ -81,6 +82,17 @@ class Guest(Process):
         return self.wait()
 
 
+@functools.cache
+def fixed_addresses():
+    """The command before a program that is to have no randomized addresses.
+    User-mode Linux adds the random gap behind its own image, up to a GiB, to the
+    file that is the guest's memory.  Where containers forbid this, so be it."""
+    command = ["setarch", "-R"]
+    allowed = subprocess.run([*command, "true"], stderr=subprocess.DEVNULL,
+                             check=False).returncode == 0
+    return command if allowed else []
+
+
 class UserModeLinux(Guest):
     """Debian's user-mode-linux; its disk is virtio over vhost-user.
 
@@ -94,9 +106,9 @@ class UserModeLinux(Guest):
         self._umldir = tempfile.TemporaryDirectory(prefix="moat-uml-",
                                                    dir="/tmp")
         image = initramfs(newest("/usr/lib/uml/modules/*"))
-        argv = ["linux.uml", f"mem={memory}M", f"initrd={image}",
-                "con=null", "con0=fd:0,fd:1", "loglevel=4", "panic=-1",
-                f"uml_dir={self._umldir.name}/"]
+        argv = [*fixed_addresses(), "linux.uml", f"mem={memory}M",
+                f"initrd={image}", "con=null", "con0=fd:0,fd:1", "loglevel=4",
+                "panic=-1", f"uml_dir={self._umldir.name}/"]
         argv += [f"virtio_uml.device={path}:{number}"
                  for path, number in devices]
         # Makes it run on processors that are newer than it; see the source.
@@ -113,7 +125,8 @@ class Qemu(Guest):
     """Debian 12's QEMU, without hardware virtualisation.
 
     Parameters: device arguments (see disk()), the memory in MiB, the number
-    of processors.
+    of processors, whether a reboot of the guest is one or the end of QEMU,
+    descriptors that QEMU inherits.
     """
     vmm = "qemu"
     program = ["qemu-system-x86_64"]
@@ -125,10 +138,11 @@ class Qemu(Guest):
                               check=True, text=True, stdout=subprocess.PIPE
                               ).stdout.strip()
 
-    def __init__(self, devices, memory=256, cpus=1):
+    def __init__(self, devices, memory=256, cpus=1, reboot=False,
+                 pass_fds=()):
         base = self.kernel()
         image = initramfs(newest(f"{base}/lib/modules/*"))
-        argv = [*self.program, "-nodefaults", "-no-user-config", "-no-reboot",
+        argv = [*self.program, "-nodefaults", "-no-user-config",
                 "-display", "none", "-serial", "stdio",
                 "-accel", "tcg,thread=multi", "-cpu", "max",
                 "-machine", "q35,memory-backend=mem",
@@ -139,7 +153,9 @@ class Qemu(Guest):
                 "-initrd", image,
                 "-append", "console=ttyS0 loglevel=4 panic=-1 tsc=reliable "
                 "mitigations=off"]
-        super().__init__(argv + list(devices), "QEMU")
+        if not reboot:
+            argv.append("-no-reboot")
+        super().__init__(argv + list(devices), "QEMU", pass_fds=pass_fds)
 
     @staticmethod
     def disk(socket_path, queues=1):

@@ -20,16 +20,17 @@ class Machine:
     Parameters: the kind of VMM ("uml" or "qemu"), whether a guard stands
     between it and the disk's backend, the queues that backend and driver are
     told to use, the disk's size in bytes, further options of the guard.
-    With boot=False the guest is not there yet; boot() starts it, or the next one.
+    With boot=False the guest is not there yet; boot() starts it, or the next
+    one.  The disk and the sockets lie below folder.
     """
 
     def __init__(self, vmm, guarded=True, queues=1, size=256 * MIB,
-                 options=(), fail_flush=False, boot=True):
+                 options=(), fail_flush=False, boot=True, folder="/tmp"):
         self.vmm = vmm
         self.queues = queues
         self.guest = self.guard = None
         with ExitStack() as stack:
-            self.work = stack.enter_context(Workdir())
+            self.work = stack.enter_context(Workdir(folder))
             self.image = make_image(self.work / "disk", size)
             self.backend = stack.enter_context(StorageDaemon(
                 self.work / "backend", self.image, queues, fail_flush))

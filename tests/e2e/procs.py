@@ -67,8 +67,8 @@ def listening(path):
 class Workdir:
     """A temporary folder with a name short enough for AF_UNIX's 107 bytes."""
 
-    def __init__(self):
-        self.path = tempfile.mkdtemp(prefix="moat-", dir="/tmp")
+    def __init__(self, folder="/tmp"):
+        self.path = tempfile.mkdtemp(prefix="moat-", dir=folder)
 
     def __truediv__(self, name):
         return os.path.join(self.path, name)
