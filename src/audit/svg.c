@@ -17,8 +17,8 @@
 
 #define WIDTH 1180.0
 #define MARGIN 28.0
-#define BAR_X 330.0
-#define BAR_W 610.0
+#define BAR_X 345.0
+#define BAR_W 600.0
 #define LANE_H 26.0
 #define LANE_GAP 8.0
 #define MAX_TEXT 256
@@ -176,7 +176,7 @@ static void lane_labels(struct page *pg, const struct object *o,
 {
 	const struct process *p = &pg->a->procs[s->proc];
 	bool bad = audit_outside(s) && o->class == CLASS_RAM && bytes;
-	char name[26], label[MAX_TEXT], size[24];
+	char name[24], label[MAX_TEXT], size[24];
 	double base = pg->y + LANE_H / 2 + 4.5;
 
 	snprintf(label, sizeof(label), "%s",
@@ -336,7 +336,7 @@ static void legend(struct page *pg)
 		{ &blue, "the VM itself", 130 },
 		{ &teal, "guard (trusted)", 142 },
 		{ &green, "pool, as meant", 138 },
-		{ &red, "guest RAM, not meant", 180 },
+		{ &red, "guest RAM, exposed", 172 },
 	};
 	double x = MARGIN;
 

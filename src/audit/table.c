@@ -27,7 +27,8 @@ static void print_seals(const struct object *o, FILE *f)
 	};
 	const char *sep = "";
 
-	if (o->seals <= 0)
+	/* that no seal can be added is how every plain memfd is */
+	if (o->seals <= F_SEAL_SEAL)
 		return;
 	fputs(", sealed: ", f);
 	for (size_t i = 0; i < sizeof(seals) / sizeof(*seals); i++)
@@ -66,7 +67,7 @@ static void print_seat(const struct audit *a, const struct vm *vm,
 		       const struct seat *s, FILE *f)
 {
 	const struct process *p = &a->procs[s->proc];
-	char name[28], ram[24], pool[24], could[24];
+	char name[25], ram[24], pool[24], could[24];
 	double percent = vm->ram ? 100.0 * (double)s->ram / (double)vm->ram : 0;
 
 	fprintf(f, "  %8d %-24s %-9s %10s %5.1f%% %-9s %-2s %10s", (int)p->pid,

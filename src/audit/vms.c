@@ -154,7 +154,7 @@ static int find_roots(struct work *w)
 
 	for (size_t i = 0; !err && i < a->nprocs; i++)
 		if (explicit_vmm(w, i))
-			err = new_vm(w, i, "named", "named by --vmm");
+			err = new_vm(w, i, "vmm", "named by --vmm");
 	for (size_t i = 0; !err && i < a->nprocs; i++) {
 		const struct vmm_verdict *d = &w->verdicts[i];
 		struct process *p = &a->procs[i];

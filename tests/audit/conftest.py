@@ -18,6 +18,9 @@ PYTHON = os.path.realpath("/usr/bin/python3")
 # Runs a program as root without a capability.
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 MIB = 1 << 20
+# For a build with AddressSanitizer: fontconfig keeps what it allocated.
+os.environ.setdefault("LSAN_OPTIONS", "print_suppressions=0:suppressions="
+                      + os.path.join(HERE, "lsan.supp"))
 
 
 class Actor:
@@ -71,11 +74,11 @@ class Scene:
         shutil.copy(PYTHON, path)
         return path
 
-    def guard(self, fds, plan):
-        """A process that looks like `moat guard`."""
+    def guard(self, fds, plan, name="moat"):
+        """A process that looks like `moat guard`, if it has that name."""
         shutil.copy(os.path.join(HERE, "actor.py"),
                     os.path.join(self.folder, "guard"))
-        return self.actor(fds, plan=plan, program=self.program("moat"),
+        return self.actor(fds, plan=plan, program=self.program(name),
                           argv0="moat", script="guard", cwd=self.folder)
 
     def release(self):

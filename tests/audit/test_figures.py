@@ -162,6 +162,15 @@ def test_check_fails_when_a_backend_behind_a_guard_got_the_ram_too(scene):
     assert row(report, backend)["pool_bytes"] == 2 * MIB
 
 
+def test_a_backend_does_not_pass_for_a_guard_by_what_it_calls_itself(scene):
+    ram = scene.memfd(SIZE)
+    vmm = scene.vmm(ram, SIZE)
+    backend = scene.guard([ram], {}, name="backend")  # argv: moat guard
+    report = scene.audit(f"--vmm={vmm.pid}", "--check", status=3)
+    assert row(report, backend)["role"] == "backend"
+    assert row(report, backend)["outside_bytes"] == SIZE
+
+
 def test_asked_for_the_backend_alone_its_vm_and_guard_are_shown(scene):
     vmm, guard, backend = guarded(scene)
     report = scene.audit(f"--vmm={vmm.pid}", f"--pid={backend.pid}",

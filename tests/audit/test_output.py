@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written, for whom it is written, and the exit status."""
+import ctypes
 import json
 import os
 import shutil
@@ -72,18 +73,33 @@ def test_hostile_names_reach_neither_terminal_nor_markup(scene):
     assert row(report, backend)["name"].startswith("a\\x0a\\x1b[31m<&\"")
 
 
-def test_a_name_in_a_tmpfs_does_not_pass_for_a_pool(scene):
-    # In a mount namespace of its own a file can have any path: the name of
-    # what is no memfd proves nothing.
-    path = "/dev/shm/moat-pool"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(path)
+def detached_tmpfs():
+    """A mount that is nowhere: what is in it has the path "/NAME"."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.argtypes = [ctypes.c_long] * 6
+    name = ctypes.create_string_buffer(b"tmpfs")
+    context = libc.syscall(430, ctypes.addressof(name), 0, 0, 0, 0)  # fsopen
+    assert libc.syscall(431, context, 6, 0, 0, 0) == 0  # FSCONFIG_CMD_CREATE
+    mount = libc.syscall(432, context, 0, 0, 0, 0)  # fsmount
+    assert mount >= 0, os.strerror(ctypes.get_errno())
+    os.close(context)
+    return mount
+
+
+def test_a_file_that_is_named_like_a_pools_memfd_is_no_pool(scene):
+    mount = detached_tmpfs()
+    name = "memfd:moat-pool"
+    fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=mount)
+    os.unlink(name, dir_fd=mount)
+    os.close(mount)
     os.ftruncate(fd, SIZE)
+    assert os.readlink(f"/proc/self/fd/{fd}") == f"/{name} (deleted)"
     scene.fds[fd] = True
     vmm = scene.vmm(fd, SIZE)
     backend = scene.actor([fd])
     report = scene.audit(f"--vmm={vmm.pid}", "--check", status=3)
     assert row(report, backend)["outside_bytes"] == SIZE
+    assert report["objects"][0]["kind"] == "tmpfs"
 
 
 def test_descriptors_of_odd_kinds_do_no_harm(scene):

@@ -48,7 +48,7 @@ struct spy {
 	int pid;
 	int pidfd;
 	bool private, grow;
-	const unsigned char *pattern;
+	unsigned char *pattern;
 	size_t plen;
 	unsigned char *buf; /* CHUNK + plen */
 	struct seen *seen;
@@ -372,8 +372,10 @@ static char *read_maps(int pid)
 
 	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || !buf)
+	if (fd < 0 || !buf) {
+		free(buf);
 		return NULL;
+	}
 	while ((got = read(fd, buf + n, cap - n - 1)) > 0) {
 		n += (size_t)got;
 		if (cap - n < 8192) {
@@ -387,6 +389,7 @@ static char *read_maps(int pid)
 	close(fd);
 	if (got < 0 || !n) {
 		errno = got < 0 ? errno : ESRCH;
+		free(buf);
 		return NULL;
 	}
 	buf[n] = 0;
@@ -614,5 +617,11 @@ int main(int argc, char **argv)
 	fclose(s.objects);
 	fclose(s.errors);
 	print_result(&s, objects, errors);
+	free(objects);
+	free(errors);
+	free(s.seen);
+	free(s.buf);
+	free(s.pattern);
+	close(s.pidfd);
 	return s.matches ? FOUND : s.nerrors ? NO_LOOK : NOT_FOUND;
 }
