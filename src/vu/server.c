@@ -263,8 +263,9 @@ static const struct handler handlers[VHOST_USER_REQUESTS] = {
 					       REPLY_ACK, ANY, 0 },
 	[VHOST_USER_GET_QUEUE_NUM] = { get_queue_num, 0, 0, REPLY_MSG, F(MQ),
 				       0 },
+	/* QEMU enables a network device's queues before anything else. */
 	[VHOST_USER_SET_VRING_ENABLE] = { set_vring_enable, STATE, 0, REPLY_ACK,
-					  ANY, 1 },
+					  ANY, 0 },
 	[VHOST_USER_SET_BACKEND_REQ_FD] = { set_backend_req_fd, 0, 1, REPLY_ACK,
 					    F(BACKEND_REQ), 0 },
 	[VHOST_USER_GET_CONFIG] = { get_config, ANY, 0, REPLY_MSG, F(CONFIG),
