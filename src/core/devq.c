@@ -21,6 +21,16 @@ static bool is_outstanding(const struct moat_devq *q, uint16_t head)
 	return q->outstanding[head / 8] >> (head % 8) & 1;
 }
 
+static void set_outstanding(struct moat_devq *q, uint16_t head, bool on)
+{
+	uint8_t bit = (uint8_t)(1u << (head % 8));
+
+	if (on)
+		q->outstanding[head / 8] |= bit;
+	else
+		q->outstanding[head / 8] &= (uint8_t)~bit;
+}
+
 /* Look for new entries; false if there are none or the index is absurd. */
 static bool refresh(struct moat_devq *q)
 {
@@ -63,8 +73,27 @@ int moat_devq_peek(struct moat_devq *q, struct moat_memmap *map,
 
 void moat_devq_take(struct moat_devq *q, uint16_t head)
 {
-	q->outstanding[head / 8] |= (uint8_t)(1u << (head % 8));
+	set_outstanding(q, head, true);
 	q->avail_next++;
+}
+
+uint16_t moat_devq_rewind(struct moat_devq *q, uint16_t n)
+{
+	uint16_t done = 0, mask = (uint16_t)(q->ring.num - 1);
+
+	/* The entries are the driver's: a changed one is its own loss. */
+	while (done < n) {
+		uint16_t at = (uint16_t)(q->avail_next - 1) & mask;
+		uint16_t head = moat_shm_load16(moat_avail_ring(&q->ring, at));
+
+		if (head >= q->ring.num || !is_outstanding(q, head))
+			break;
+		set_outstanding(q, head, false);
+		q->avail_next--;
+		done++;
+	}
+	q->avail_seen = q->avail_next;
+	return done;
 }
 
 void moat_devq_push(struct moat_devq *q, uint16_t head, uint32_t len)
@@ -73,7 +102,7 @@ void moat_devq_push(struct moat_devq *q, uint16_t head, uint32_t len)
 
 	if (q->fault.code)
 		return;
-	q->outstanding[head / 8] &= (uint8_t)~(1u << (head % 8));
+	set_outstanding(q, head, false);
 	e = moat_used_ring(&q->ring,
 			   q->used_next & (uint16_t)(q->ring.num - 1));
 	moat_shm_store32(e, head);

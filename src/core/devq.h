@@ -75,6 +75,17 @@ int moat_devq_peek(struct moat_devq *q, struct moat_memmap *map,
 void moat_devq_take(struct moat_devq *q, uint16_t head);
 
 /**
+ * moat_devq_rewind() - put the last requests taken back into the ring
+ * @n: how many at most
+ *
+ * Stops at one that was given back already: its buffers are the driver's
+ * again, and taking it a second time would write to them.
+ *
+ * Return: how many were put back; avail_next stands before them.
+ */
+uint16_t moat_devq_rewind(struct moat_devq *q, uint16_t n);
+
+/**
  * moat_devq_push() - give a request back (prepare)
  * @head: of a request taken and not pushed since
  * @len: bytes written to its writable segments, from the first one on

@@ -132,7 +132,8 @@ bool moat_relay_notify_on(struct moat_relay_queue *q)
 	bool dev = moat_devq_notify_on(&q->dev);
 	bool drv = moat_drvq_notify_on(&q->drv);
 
-	return drv || (dev && q->enabled && !q->starved);
+	/* Requests that nobody will take are no work. */
+	return drv || (dev && q->enabled && !q->starved && !moat_relay_fault(q));
 }
 
 const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q)
@@ -150,11 +151,13 @@ uint16_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
 	/* A base that we could not have caused says nothing: assume none. */
 	if (untaken > q->drv.outstanding)
 		untaken = 0;
+	/* Nor does it bring back what was finished: see moat_devq_rewind(). */
+	untaken = moat_devq_rewind(&q->dev, untaken);
 	*lost = (uint32_t)q->drv.outstanding - untaken;
 	for (uint32_t i = 0; i < q->drv.ring.num; i++)
 		if (q->drv.descs[i].ndesc)
 			moat_dma_unmap(&relay->dma, &q->dma,
 				       &q->reqs[q->drv.descs[i].cookie], 0);
 	moat_dma_queue_fini(&relay->dma, &q->dma);
-	return (uint16_t)(q->dev.avail_next - untaken);
+	return q->dev.avail_next;
 }
