@@ -458,6 +458,33 @@ static void the_first_publish_after_a_start_notifies(void **state)
 	driver_free(&d);
 }
 
+static void rewinding_stops_at_what_was_given_back(void **state)
+{
+	struct driver d;
+
+	(void)state;
+	driver_make(&d, 8, 65533, 0, true, true);
+	for (uint16_t i = 0; i < 5; i++) {
+		put_desc(d.ring.vring.desc, i, RAM + i, 1, 0, 0);
+		put16(avail_entry(&d.ring, (uint16_t)(65533 + i)), i);
+	}
+	put16(avail_idx(&d.ring), 2);
+	while (moat_devq_peek(&d.q, &d.map, &d.chain) == 1)
+		moat_devq_take(&d.q, d.chain.head);
+	moat_devq_push(&d.q, 1, 0);
+	assert_int_equal(moat_devq_rewind(&d.q, 1), 1);
+	assert_int_equal(moat_devq_rewind(&d.q, 4), 2);
+	assert_int_equal(d.q.avail_next, 65535);
+	/* Head 0 is still out, heads 2 to 4 can be taken once more. */
+	for (uint16_t i = 2; i < 5; i++) {
+		assert_int_equal(moat_devq_peek(&d.q, &d.map, &d.chain), 1);
+		assert_int_equal(d.chain.head, i);
+		moat_devq_take(&d.q, i);
+	}
+	assert_int_equal(moat_devq_peek(&d.q, &d.map, &d.chain), 0);
+	driver_free(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -472,6 +499,7 @@ int main(void)
 		cmocka_unit_test(
 			a_peeked_request_is_read_afresh_when_it_stayed),
 		cmocka_unit_test(the_first_publish_after_a_start_notifies),
+		cmocka_unit_test(rewinding_stops_at_what_was_given_back),
 	};
 
 	return cmocka_run_group_tests_name("devq", tests, NULL, NULL);

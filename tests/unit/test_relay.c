@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The relay between a driver (the core's own driver side, over a ring in guest
+ * memory) and a backend (the core's own device side, over the ring in the
+ * pool), with two queues on one pool.
+ */
+#include "support.h"
+
+#include "relay/relay.h"
+
+#define RAM UINT64_C(0x80000000)
+#define RAM_SIZE 0x200000u
+#define POOL UINT64_C(0x5500000000)
+#define NUM 16u
+#define BUF 0x10000u /* a buffer of guest memory for each request */
+
+struct guest_req {
+	bool live;
+	struct moat_seg seg[4];
+	uint32_t nread, nwrite, len;
+	uint8_t fill;
+};
+
+struct leg {
+	struct moat_relay_queue q;
+	struct moat_drvq guest;
+	struct moat_devq back;
+	struct test_ring ring;
+	struct moat_drvq_desc guest_descs[NUM], descs[NUM];
+	struct moat_dma_req reqs[NUM];
+	uint8_t out[moat_devq_storage(NUM)];
+	uint8_t back_out[moat_devq_storage(NUM)];
+	struct moat_run ring_run;
+	struct moat_dma_chunk *chunks;
+	uint64_t *share_bits;
+	struct moat_chain chain;
+	struct guest_req req[NUM];
+	uint16_t held[NUM];
+	uint32_t held_len[NUM], nheld, next_cookie, done;
+	uint64_t base; /* guest address of its buffers */
+};
+
+struct world {
+	struct moat_relay relay;
+	struct moat_pool pool;
+	struct moat_region ram, pool_region;
+	struct moat_memmap map, back_map;
+	struct leg leg[2];
+	uint64_t *bits;
+	uint32_t slots;
+	struct rng rng;
+};
+
+static void start(struct world *w, struct leg *l, uint32_t share, uint16_t base)
+{
+	struct moat_dma *dma = &w->relay.dma;
+	struct moat_vring back;
+	uint64_t addr;
+	uint8_t *p;
+
+	p = moat_dma_alloc_coherent(dma, 4096, &addr, &l->ring_run);
+	assert_non_null(p);
+	back = (struct moat_vring){ p, p + 1024, p + 2048, NUM };
+	l->q = (struct moat_relay_queue){ .reqs = l->reqs, .enabled = true };
+	memset(l->reqs, 0, sizeof(l->reqs));
+	memset(l->out, 0, sizeof(l->out));
+	memset(l->back_out, 0, sizeof(l->back_out));
+	assert_int_equal(moat_dma_queue_init(dma, &l->q.dma, NUM, l->chunks),
+			 0);
+	moat_share_open(&w->pool, &l->q.dma.share, share, l->share_bits);
+	moat_devq_init(&l->q.dev, &l->ring.vring, l->out, base, true, true);
+	moat_drvq_init(&l->q.drv, &back, l->descs, true, true);
+	moat_devq_init(&l->back, &back, l->back_out, 0, true, true);
+	l->nheld = 0;
+}
+
+static struct world *make(uint32_t slots, uint32_t share)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	assert_non_null(w);
+	w->slots = slots;
+	w->rng.s = slots;
+	w->ram = (struct moat_region){ RAM, RAM_SIZE, RAM,
+				       must_alloc(RAM_SIZE) };
+	w->pool_region =
+		(struct moat_region){ POOL, slots * UINT64_C(4096), POOL,
+				      must_alloc(slots * 4096u) };
+	moat_memmap_init(&w->map, &w->ram, 1);
+	moat_memmap_init(&w->back_map, &w->pool_region, 1);
+	w->map.n = w->back_map.n = 1;
+	w->bits = calloc(moat_pool_words(slots), 8);
+	moat_pool_init(&w->pool, slots, w->bits);
+	w->relay.dma = (struct moat_dma){
+		.guest = &w->map,
+		.pool = &w->pool,
+		.pool_host = w->pool_region.host,
+		.pool_addr = POOL,
+	};
+	for (int i = 0; i < 2; i++) {
+		struct leg *l = &w->leg[i];
+
+		ring_make(&l->ring, NUM);
+		l->chunks = calloc(moat_dma_chunks(NUM), sizeof(*l->chunks));
+		l->share_bits = calloc(moat_pool_words(slots), 8);
+		l->base = RAM + (uint64_t)i * NUM * BUF;
+		moat_drvq_init(&l->guest, &l->ring.vring, l->guest_descs, true,
+			       false);
+		start(w, l, share, 0);
+	}
+	return w;
+}
+
+static void finish(struct world *w)
+{
+	for (int i = 0; i < 2; i++) {
+		ring_free(&w->leg[i].ring);
+		free(w->leg[i].chunks);
+		free(w->leg[i].share_bits);
+	}
+	free(w->ram.host);
+	free(w->pool_region.host);
+	free(w->bits);
+	free(w);
+}
+
+static uint8_t *ram(struct world *w, uint64_t addr)
+{
+	return w->ram.host + (addr - RAM);
+}
+
+/* The guest posts; the readable header says what to write and how much. */
+static bool guest_post(struct world *w, struct leg *l, uint32_t len,
+		       uint32_t nwrite)
+{
+	uint32_t cookie = l->next_cookie % NUM;
+	struct guest_req *r = &l->req[cookie];
+	uint64_t at = l->base + (uint64_t)cookie * BUF;
+
+	if (r->live || !moat_drvq_room(&l->guest, 1 + nwrite))
+		return false;
+	*r = (struct guest_req){ .live = true,
+				 .nread = 1,
+				 .nwrite = nwrite,
+				 .fill = (uint8_t)(1 + l->next_cookie % 255) };
+	r->len = rnd_below(&w->rng, (uint64_t)len * nwrite + 1);
+	memset(ram(w, at), 0, BUF);
+	put32(ram(w, at), r->len);
+	put32(ram(w, at) + 4, r->fill);
+	r->seg[0] = (struct moat_seg){ .addr = at, .len = 8 };
+	for (uint32_t i = 0; i < nwrite; i++)
+		r->seg[1 + i] = (struct moat_seg){ .addr = at + 8 + i * len,
+						   .len = len };
+	moat_drvq_add(&l->guest, r->seg, 1, nwrite, cookie, NULL, 0);
+	moat_drvq_publish(&l->guest);
+	l->next_cookie++;
+	return true;
+}
+
+static void guest_reap(struct world *w, struct leg *l)
+{
+	uint32_t cookie, len;
+
+	while (moat_drvq_get(&l->guest, &cookie, &len) == 1) {
+		struct guest_req *r = &l->req[cookie];
+		const uint8_t *p = ram(w, r->seg[0].addr);
+
+		assert_true(r->live);
+		assert_int_equal(len, r->len);
+		for (uint32_t i = 8; i < BUF; i++)
+			assert_int_equal(p[i], i < 8 + r->len ? r->fill : 0);
+		r->live = false;
+		l->done++;
+	}
+	assert_int_equal(l->guest.fault.code, MOAT_FAULT_NONE);
+}
+
+static void back_take(struct world *w, struct leg *l)
+{
+	uint8_t head[8];
+	uint64_t left;
+
+	while (moat_devq_peek(&l->back, &w->back_map, &l->chain) == 1) {
+		struct moat_seg *s = l->chain.seg;
+
+		assert_int_equal(
+			moat_memmap_read(&w->back_map, head, s->addr, 8), 0);
+		left = get32(head);
+		for (uint32_t i = 0; i < l->chain.nwrite; i++) {
+			uint64_t n = left < s[1 + i].len ? left : s[1 + i].len;
+
+			/* The whole of it, though less is reported. */
+			memset(w->pool_region.host + (s[1 + i].addr - POOL),
+			       head[4], s[1 + i].len);
+			left -= n;
+		}
+		moat_devq_take(&l->back, l->chain.head);
+		l->held[l->nheld] = l->chain.head;
+		l->held_len[l->nheld++] = get32(head);
+	}
+	assert_int_equal(l->back.fault.code, MOAT_FAULT_NONE);
+}
+
+static void back_finish(struct world *w, struct leg *l, uint32_t n)
+{
+	while (n-- && l->nheld) {
+		uint32_t k = rnd_below(&w->rng, l->nheld);
+
+		moat_devq_push(&l->back, l->held[k], l->held_len[k]);
+		l->held[k] = l->held[--l->nheld];
+		l->held_len[k] = l->held_len[l->nheld];
+	}
+	moat_devq_publish(&l->back);
+}
+
+static void step(struct world *w, struct leg *l)
+{
+	moat_relay_submit(&w->relay, &l->q, 1 + rnd_below(&w->rng, 20));
+	if (rnd_below(&w->rng, 2))
+		back_take(w, l);
+	if (rnd_below(&w->rng, 2))
+		back_finish(w, l, 1 + rnd_below(&w->rng, 8));
+	moat_relay_complete(&w->relay, &l->q, 1 + rnd_below(&w->rng, 20));
+	guest_reap(w, l);
+}
+
+static void requests_go_through_a_pool_of_any_size(void **state)
+{
+	static const uint32_t slots[] = { 30, 64, 400 };
+
+	(void)state;
+	for (size_t k = 0; k < ARRAY_SIZE(slots); k++) {
+		struct world *w = make(slots[k], slots[k] / 8);
+		uint32_t before = w->pool.common.free, todo = 3000, rounds = 0;
+
+		while (w->leg[0].done < todo || w->leg[1].done < todo) {
+			struct leg *l = &w->leg[rnd_below(&w->rng, 2)];
+			uint32_t len = rnd_below(&w->rng, 2) ? 200 : 20000;
+
+			while (rnd_below(&w->rng, 4) &&
+			       guest_post(w, l, 1 + rnd_below(&w->rng, len),
+					  rnd_below(&w->rng, 4)))
+				;
+			step(w, l);
+			/* Stuck is a failure and not a hang. */
+			assert_true(rounds++ < 100 * todo);
+		}
+		for (int i = 0; i < 2; i++)
+			while (w->leg[i].guest.outstanding)
+				step(w, &w->leg[i]);
+		assert_null(moat_relay_fault(&w->leg[0].q));
+		assert_int_equal(w->pool.common.free, before);
+		assert_int_equal(w->pool.stats.used, 0);
+		if (slots[k] == 30)
+			assert_true(w->leg[0].q.stats.waits);
+		finish(w);
+	}
+}
+
+static void a_fault_breaks_its_queue_and_no_other(void **state)
+{
+	struct world *w = make(64, 8);
+	struct leg *bad = &w->leg[0], *good = &w->leg[1];
+
+	(void)state;
+	assert_true(guest_post(w, bad, 100, 1));
+	moat_relay_submit(&w->relay, &bad->q, 8);
+	/* The backend invents an id. */
+	moat_shm_store32(moat_used_ring(&bad->back.ring, 0), 9);
+	moat_shm_store16(moat_used_idx(&bad->back.ring), 1);
+	assert_int_equal(moat_relay_complete(&w->relay, &bad->q, 8), 0);
+	assert_int_equal(moat_relay_fault(&bad->q)->code,
+			 MOAT_FAULT_USED_UNKNOWN);
+	assert_int_equal(moat_relay_submit(&w->relay, &bad->q, 8), 0);
+	assert_false(moat_relay_pending(&bad->q));
+	for (int i = 0; i < 100; i++) {
+		guest_post(w, good, 5000, 2);
+		step(w, good);
+	}
+	assert_true(good->done > 50);
+	finish(w);
+}
+
+static void a_request_that_never_fits_is_refused_with_its_size(void **state)
+{
+	struct world *w = make(20, 2);
+	struct leg *l = &w->leg[0];
+	const struct moat_fault *f;
+
+	(void)state;
+	assert_true(guest_post(w, l, 0xf000, 1));
+	moat_relay_submit(&w->relay, &l->q, 8);
+	f = moat_relay_fault(&l->q);
+	assert_non_null(f);
+	assert_int_equal(f->code, MOAT_FAULT_TOO_BIG);
+	assert_true(f->value >= 0xf000 && f->value < 0x11000);
+	assert_int_equal(f->limit, 4096 * (20 - 2 - 2 - 4));
+	finish(w);
+}
+
+static void a_broken_queue_does_not_keep_others_waiting(void **state)
+{
+	struct world *w = make(44, 2);
+	struct leg *a = &w->leg[0], *b = &w->leg[1];
+
+	(void)state;
+	/* 36 slots are common: two of 15 fit, a third waits. */
+	for (int i = 0; i < 3; i++)
+		assert_true(guest_post(w, a, 0xe000, 1));
+	moat_relay_submit(&w->relay, &a->q, 8);
+	assert_true(a->q.starved);
+	assert_ptr_equal(w->pool.waiter, &a->q.dma.share);
+	/* Then its driver breaks the ring. */
+	put16(avail_entry(&a->ring, 2), 99);
+	moat_relay_submit(&w->relay, &a->q, 8);
+	assert_int_equal(moat_relay_fault(&a->q)->code, MOAT_FAULT_HEAD_RANGE);
+	assert_null(w->pool.waiter);
+	assert_false(a->q.starved);
+	assert_true(guest_post(w, b, 0x2800, 1));
+	assert_true(moat_relay_submit(&w->relay, &b->q, 8) & MOAT_RELAY_MOVED);
+	finish(w);
+}
+
+static void the_budget_bounds_a_call_and_more_says_so(void **state)
+{
+	struct world *w = make(400, 8);
+	struct leg *l = &w->leg[0];
+
+	(void)state;
+	for (int i = 0; i < 6; i++)
+		assert_true(guest_post(w, l, 10, 1));
+	assert_true(moat_relay_submit(&w->relay, &l->q, 4) & MOAT_RELAY_MORE);
+	assert_int_equal(l->q.drv.outstanding, 4);
+	assert_false(moat_relay_submit(&w->relay, &l->q, 4) & MOAT_RELAY_MORE);
+	back_take(w, l);
+	back_finish(w, l, 6);
+	assert_true(moat_relay_complete(&w->relay, &l->q, 4) & MOAT_RELAY_MORE);
+	assert_int_equal(l->q.drv.outstanding, 2);
+	finish(w);
+}
+
+/* Post @n requests and let the backend see all, take @take, finish @finish. */
+static void half_way(struct world *w, struct leg *l, uint32_t n, uint32_t take,
+		     uint32_t done)
+{
+	for (uint32_t i = 0; i < n; i++)
+		assert_true(guest_post(w, l, 3000, 1));
+	moat_relay_submit(&w->relay, &l->q, 100);
+	assert_int_equal(l->q.drv.outstanding, n);
+	back_take(w, l);
+	l->nheld = take;
+	back_finish(w, l, done);
+	moat_relay_complete(&w->relay, &l->q, 100);
+	guest_reap(w, l);
+}
+
+static void what_the_backend_never_took_is_served_after_a_restart(void **state)
+{
+	struct world *w = make(400, 8);
+	struct leg *l = &w->leg[0];
+	uint32_t lost;
+	uint16_t base;
+
+	(void)state;
+	half_way(w, l, 8, 5, 5);
+	base = moat_relay_stop(&w->relay, &l->q, 5, &lost);
+	assert_int_equal(lost, 0);
+	assert_int_equal(base, 5);
+	assert_int_equal(w->pool.stats.used, 0);
+	moat_dma_free_coherent(&w->relay.dma, &l->ring_run);
+	start(w, l, 8, base);
+	while (l->guest.outstanding)
+		step(w, l);
+	assert_int_equal(l->done, 8);
+	finish(w);
+}
+
+static void a_lying_backend_brings_no_finished_request_back(void **state)
+{
+	(void)state;
+	/* 8 posted, the first is still out, the others were finished. */
+	for (uint32_t base = 0; base < 8; base++) {
+		struct world *w = make(400, 8);
+		struct leg *l = &w->leg[0];
+		uint32_t lost;
+
+		half_way(w, l, 8, 8, 0);
+		for (uint32_t k = 1; k < 8; k++)
+			moat_devq_push(&l->back, l->held[k], l->held_len[k]);
+		moat_devq_publish(&l->back);
+		moat_relay_complete(&w->relay, &l->q, 100);
+		guest_reap(w, l);
+		assert_int_equal(l->done, 7);
+		/* Its buffers are the guest's: not to be written again. */
+		assert_int_equal(moat_relay_stop(&w->relay, &l->q,
+						 (uint16_t)base, &lost),
+				 8);
+		assert_int_equal(lost, 1);
+		finish(w);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(requests_go_through_a_pool_of_any_size),
+		cmocka_unit_test(a_fault_breaks_its_queue_and_no_other),
+		cmocka_unit_test(
+			a_request_that_never_fits_is_refused_with_its_size),
+		cmocka_unit_test(a_broken_queue_does_not_keep_others_waiting),
+		cmocka_unit_test(the_budget_bounds_a_call_and_more_says_so),
+		cmocka_unit_test(
+			what_the_backend_never_took_is_served_after_a_restart),
+		cmocka_unit_test(
+			a_lying_backend_brings_no_finished_request_back),
+	};
+
+	return cmocka_run_group_tests_name("relay", tests, NULL, NULL);
+}
