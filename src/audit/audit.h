@@ -192,6 +192,9 @@ int audit_svg(const struct audit *a, const char *path);
  */
 const char *audit_escape(const char *s, char *buf, size_t size);
 
+/** audit_starts() - does @s begin with @prefix? */
+bool audit_starts(const char *s, const char *prefix);
+
 /** audit_size() - "512.0 MiB"; @buf of 24 bytes */
 const char *audit_size(uint64_t bytes, char *buf);
 

@@ -112,8 +112,8 @@ const char *classify_guard(const struct process *p, uint64_t dev, uint64_t ino)
 	const char *arg = next_arg(p, NULL);
 
 	arg = arg ? next_arg(p, arg) : NULL;
-	if (!arg || strcmp(arg, "guard") || !p->exe ||
-	    strcmp(audit_name(p), "moat"))
+	if (!arg || strcmp(arg, "guard") != 0 || !p->exe ||
+	    strcmp(audit_name(p), "moat") != 0)
 		return NULL;
 	if (ino && p->exe_dev == dev && p->exe_ino == ino)
 		return "runs `moat guard` from the program file of this audit";
@@ -127,7 +127,7 @@ void classify_object(struct object *o)
 
 	o->class = CLASS_OTHER;
 	o->why = NULL;
-	if (o->kind != OBJ_MEMFD || strncmp(name, "/memfd:", 7))
+	if (o->kind != OBJ_MEMFD || !audit_starts(name, "/memfd:"))
 		return;
 	name += 7;
 	if (!strcmp(name, "moat-pool")) {

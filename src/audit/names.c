@@ -33,6 +33,11 @@ const char *audit_escape(const char *s, char *buf, size_t size)
 	return buf;
 }
 
+bool audit_starts(const char *s, const char *prefix)
+{
+	return strncmp(s, prefix, strlen(prefix)) == 0;
+}
+
 const char *audit_size(uint64_t bytes, char *buf)
 {
 	static const char *const unit[] = { "KiB", "MiB", "GiB", "TiB" };

@@ -182,11 +182,11 @@ static void name_object(struct index *ix, struct object *o)
 		o->deleted = true;
 	}
 	if (o->kind == OBJ_TMPFS && o->dev == ix->shm_dev &&
-	    !strncmp(o->name, "/memfd:", 7))
+	    audit_starts(o->name, "/memfd:"))
 		o->kind = OBJ_MEMFD;
 	/* huge memfds live on the kernel's hugetlbfs mounts, without a name */
 	if (o->kind == OBJ_HUGETLB && o->deleted &&
-	    !strncmp(o->name, "/memfd:", 7))
+	    audit_starts(o->name, "/memfd:"))
 		o->kind = OBJ_MEMFD;
 }
 
@@ -239,7 +239,7 @@ int objects_of_fd(struct audit *a, const char *path, const char *link)
 	err = look(path, &st);
 	if (err)
 		return err;
-	if (!S_ISREG(st.stx_mode) && strncmp(link, "/dmabuf:", 8))
+	if (!S_ISREG(st.stx_mode) && !audit_starts(link, "/dmabuf:"))
 		return -ENODEV;
 	return object_of_stat(a, path, link, &st);
 }
@@ -255,7 +255,7 @@ int objects_of_map(struct audit *a, pid_t pid, const struct map_line *m)
 	int i;
 
 	/* one inode for all of them: no identity, and no memory of a guest */
-	if (!strncmp(m->name, "anon_inode:", 11))
+	if (audit_starts(m->name, "anon_inode:"))
 		return -ENODEV;
 	/* In memory file systems maps' device is stat's; btrfs differs. */
 	if (s->obj && a->objs[s->obj - 1].kind != OBJ_FILE)
@@ -267,9 +267,10 @@ int objects_of_map(struct audit *a, pid_t pid, const struct map_line *m)
 			return -ENODEV;
 		return object_of_stat(a, path, m->name, &st);
 	}
-	if (!strncmp(m->name, "/dev/", 5) && strncmp(m->name, "/dev/shm/", 9) &&
-	    strncmp(m->name, "/dev/zero", 9) &&
-	    strncmp(m->name, "/dev/hugepages", 14))
+	if (audit_starts(m->name, "/dev/") &&
+	    !audit_starts(m->name, "/dev/shm/") &&
+	    !audit_starts(m->name, "/dev/zero") &&
+	    !audit_starts(m->name, "/dev/hugepages"))
 		return -ENODEV;
 	/* no capability to follow map_files: what maps says must do */
 	i = lookup(a, m->dev, m->ino, m->name, &made);
@@ -278,10 +279,10 @@ int objects_of_map(struct audit *a, pid_t pid, const struct map_line *m)
 	o = &a->objs[i];
 	if (made) {
 		bool shm = m->dev == ix->shm_dev ||
-			   !strncmp(m->name, "/dev/shm/", 9);
+			   audit_starts(m->name, "/dev/shm/");
 
 		o->kind = shm ? OBJ_TMPFS : OBJ_FILE;
-		if (!strncmp(m->name, "/dmabuf:", 8))
+		if (audit_starts(m->name, "/dmabuf:"))
 			o->kind = OBJ_DMABUF;
 		name_object(ix, o);
 	}
@@ -317,22 +318,37 @@ void audit_seals(struct object *o)
 	close(fd);
 }
 
+/* A number in base @base that ends with @sep; moves @at behind it. */
+static bool number(char **at, int base, char sep, uint64_t *v)
+{
+	char *end;
+
+	errno = 0;
+	*v = strtoull(*at, &end, base);
+	if (errno || end == *at || *end != sep)
+		return false;
+	*at = end + 1;
+	return true;
+}
+
+/* proc(5), maps: start-end perms offset major:minor inode name */
 bool maps_parse(char *line, struct map_line *m)
 {
-	unsigned long start, end, off, ino;
-	unsigned int maj, min;
-	int at = 0;
+	uint64_t major, minor;
+	char *at = line;
 
-	if (sscanf(line, "%lx-%lx %4c %lx %x:%x %lu %n", &start, &end, m->perms,
-		   &off, &maj, &min, &ino, &at) < 7 ||
-	    !at || end <= start)
+	if (!number(&at, 16, '-', &m->start) ||
+	    !number(&at, 16, ' ', &m->end) || m->end <= m->start ||
+	    strnlen(at, 5) < 5)
 		return false;
-	m->start = start;
-	m->end = end;
-	m->offset = off;
-	m->dev = makedev(maj, min);
-	m->ino = ino;
-	m->name = line + at;
+	memcpy(m->perms, at, sizeof(m->perms));
+	at += 5;
+	if (!number(&at, 16, ' ', &m->offset) ||
+	    !number(&at, 16, ':', &major) || !number(&at, 16, ' ', &minor))
+		return false;
+	m->ino = strtoull(at, &at, 10);
+	m->dev = makedev((unsigned int)major, (unsigned int)minor);
+	m->name = at + strspn(at, " ");
 	/* an offset that wraps is an address, such as that of [vsyscall] */
-	return off + (end - start) >= off;
+	return m->offset + (m->end - m->start) >= m->offset;
 }

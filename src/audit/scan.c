@@ -58,31 +58,41 @@ static char *read_link(const char *path)
 	return strdup(buf);
 }
 
-/* proc(5), stat: the name is in parentheses and may hold any byte. */
+/* proc(5), stat: field @n, counted from 1, of what follows the name. */
+static const char *stat_field(const char *s, int n)
+{
+	/* the name, field 2, is in parentheses and may hold any byte */
+	s = strrchr(s, ')');
+	for (int i = 2; s && i < n; i++) {
+		s = strchr(s, ' ');
+		s = s ? s + 1 : NULL;
+	}
+	return s;
+}
+
 static int read_stat(struct process *p, char *state)
 {
-	unsigned long flags;
-	unsigned long long start;
-	char path[64], *s, *close_paren;
-	int ppid, n;
+	const char *run, *ppid, *flags, *start;
+	char path[64], *s;
+	int err = -ESRCH;
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int)p->pid);
 	s = slurp(path, 4096, NULL);
 	if (!s)
 		return -ESRCH;
-	close_paren = strrchr(s, ')');
-	n = !close_paren ? 0
-			 : sscanf(close_paren + 1,
-				  " %c %d %*d %*d %*d %*d %lu %*u %*u %*u %*u "
-				  "%*u %*u %*d %*d %*d %*d %*d %*d %llu",
-				  state, &ppid, &flags, &start);
+	run = stat_field(s, 3);
+	ppid = stat_field(s, 4);
+	flags = stat_field(s, 9);
+	start = stat_field(s, 22);
+	if (start) {
+		*state = *run;
+		p->ppid = (pid_t)strtol(ppid, NULL, 10);
+		p->kernel = strtoul(flags, NULL, 10) & PF_KTHREAD;
+		p->start = strtoull(start, NULL, 10);
+		err = 0;
+	}
 	free(s);
-	if (n != 4)
-		return -ESRCH;
-	p->ppid = ppid;
-	p->kernel = flags & PF_KTHREAD;
-	p->start = start;
-	return 0;
+	return err;
 }
 
 static void read_identity(struct process *p)
@@ -210,7 +220,7 @@ static void note_flags(struct object *o, struct reach *r, pid_t pid, pid_t tid,
 	flags = at ? strtoul(at + 6, NULL, 8) : O_RDWR;
 	if (s && o->kind == OBJ_DMABUF) {
 		at = strstr(s, "\nexp_name:");
-		o->device = at && strncmp(at + 10, "\tudmabuf", 8);
+		o->device = at && !audit_starts(at + 10, "\tudmabuf");
 		at = strstr(s, "\nsize:");
 		if (at)
 			o->size = strtoull(at + 6, NULL, 10);
@@ -270,7 +280,8 @@ static int read_fds(struct audit *a, struct process *p, pid_t tid)
 		return -errno;
 	while (!err && (errno = 0, e = readdir(d)))
 		if (isdigit((unsigned char)e->d_name[0]))
-			err = add_fd(a, p, tid, atoi(e->d_name));
+			err = add_fd(a, p, tid,
+				     (int)strtol(e->d_name, NULL, 10));
 	if (!err && errno)
 		err = -errno;
 	closedir(d);
@@ -293,7 +304,7 @@ static int read_threads(struct audit *a, struct process *p, long nmaps)
 	if (!d)
 		return -errno;
 	while (!err && (e = readdir(d))) {
-		pid_t tid = atoi(e->d_name);
+		pid_t tid = (pid_t)strtol(e->d_name, NULL, 10);
 
 		if (tid <= 0 || tid == p->pid)
 			continue;
@@ -387,7 +398,8 @@ int audit_scan(struct audit *a)
 		if (err)
 			break;
 		p = &a->procs[a->nprocs];
-		*p = (struct process){ .pid = atoi(e->d_name), .vm = -1 };
+		*p = (struct process){ .vm = -1 };
+		p->pid = (pid_t)strtol(e->d_name, NULL, 10);
 		err = scan_process(a, p);
 		if (err || p->kernel)
 			process_free(p);

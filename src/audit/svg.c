@@ -109,7 +109,9 @@ static void hatch(struct page *pg, double x, double y, double w, double h,
 	cairo_paint(pg->cr);
 	set(pg, c);
 	cairo_set_line_width(pg->cr, 1.1);
-	for (double at = x - h; at < x + w; at += 6) {
+	for (int i = 0; i * 6 < w + h; i++) {
+		double at = x - h + i * 6;
+
 		cairo_move_to(pg->cr, at, y + h);
 		cairo_line_to(pg->cr, at + h, y);
 	}

@@ -73,6 +73,11 @@ static void die(const char *what)
 	exit(NO_LOOK);
 }
 
+static bool starts(const char *s, const char *prefix)
+{
+	return strncmp(s, prefix, strlen(prefix)) == 0;
+}
+
 static void print_string(FILE *f, const char *s)
 {
 	fputc('"', f);
@@ -238,7 +243,7 @@ static enum memory memory_kind(const char *path, const char *link)
 {
 	struct statfs sf;
 
-	if (!strncmp(link, "/dmabuf:", 8))
+	if (starts(link, "/dmabuf:"))
 		return MEMORY;
 	if (statfs(path, &sf))
 		return NO_MEMORY;
@@ -289,7 +294,7 @@ static void search_fd(struct spy *s, const char *dir, const char *number)
 	link[n] = 0;
 	if (link[0] != '/' || stat(path, &st))
 		return;
-	if (!S_ISREG(st.st_mode) && strncmp(link, "/dmabuf:", 8))
+	if (!S_ISREG(st.st_mode) && !starts(link, "/dmabuf:"))
 		return;
 	if (!memory_kind(path, link) || searched(s, &st, 0))
 		return;
@@ -299,15 +304,15 @@ static void search_fd(struct spy *s, const char *dir, const char *number)
 	 */
 	p.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (p.fd < 0)
-		p.fd = steal_fd(s, atoi(number));
+		p.fd = steal_fd(s, (int)strtol(number, NULL, 10));
 	if (p.fd < 0) {
 		failed(s, link, "cannot open what it holds", errno);
 		return;
 	}
 	size = (uint64_t)st.st_size;
 	note(s, &st, 0);
-	err = strncmp(link, "/dmabuf:", 8) ? search_sparse(s, &p, 0, size)
-					   : search_dmabuf(s, &p, &size);
+	err = !starts(link, "/dmabuf:") ? search_sparse(s, &p, 0, size)
+					: search_dmabuf(s, &p, &size);
 	if (err)
 		failed(s, link, "cannot read what it holds", -err);
 	report(s, &p, link, "fd", st.st_dev, st.st_ino, size);
@@ -349,16 +354,26 @@ struct line {
 	char *name;
 };
 
+/* proc(5), maps: start-end perms offset major:minor inode name */
 static bool parse(char *text, struct line *l)
 {
-	int at = 0;
+	char *at;
 
-	if (sscanf(text, "%lx-%lx %4s %lx %*x:%*x %lu %n", &l->start, &l->end,
-		   l->perms, &l->offset, &l->ino, &at) < 5 ||
-	    !at)
+	l->start = strtoul(text, &at, 16);
+	if (*at != '-')
 		return false;
-	l->name = text + at;
-	l->name[strcspn(l->name, "\n")] = 0;
+	l->end = strtoul(at + 1, &at, 16);
+	if (*at != ' ' || strnlen(at, 6) < 6)
+		return false;
+	memcpy(l->perms, at + 1, 4);
+	l->perms[4] = 0;
+	l->offset = strtoul(at + 6, &at, 16);
+	at = strchr(at, ':');
+	at = at ? strchr(at, ' ') : NULL;
+	if (!at)
+		return false;
+	l->ino = strtoul(at, &at, 10);
+	l->name = at + strspn(at, " ");
 	return true;
 }
 
@@ -421,7 +436,7 @@ static void search_shared(struct spy *s, const struct line *l)
 	enum memory memory;
 	int err;
 
-	if (!l->ino || !strncmp(l->name, "anon_inode:", 11))
+	if (!l->ino || starts(l->name, "anon_inode:"))
 		return;
 	snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", s->pid,
 		 l->start, l->end);
@@ -476,7 +491,7 @@ static void search_private(struct spy *s, struct place *p, int pagemap,
 	unsigned long page = (unsigned long)sysconf(_SC_PAGESIZE);
 	unsigned long at = l->start;
 
-	if (!strncmp(l->name, "[v", 2)) /* vvar, vsyscall: the kernel's */
+	if (starts(l->name, "[v")) /* vvar, vsyscall: the kernel's */
 		return;
 	while (at < l->end) {
 		unsigned long to;
@@ -544,16 +559,15 @@ static unsigned char *read_pattern(const char *arg, size_t *len)
 		n = fread(p, 1, MAX_PATTERN + 1, f);
 		fclose(f);
 	} else {
-		unsigned int byte;
-
 		for (; arg[2 * n] && n <= MAX_PATTERN; n++) {
 			if (!isxdigit((unsigned char)arg[2 * n]) ||
 			    !isxdigit((unsigned char)arg[2 * n + 1])) {
 				n = 0;
 				break;
 			}
-			sscanf(arg + 2 * n, "%2x", &byte);
-			p[n] = (unsigned char)byte;
+			p[n] = (unsigned char)strtoul(
+				(char[]){ arg[2 * n], arg[2 * n + 1], 0 }, NULL,
+				16);
 		}
 	}
 	if (n < 4 || n > MAX_PATTERN) {
@@ -586,12 +600,12 @@ int main(int argc, char **argv)
 	size_t olen, elen;
 	int at = 1;
 
-	for (; at < argc && !strncmp(argv[at], "--", 2); at++) {
+	for (; at < argc && starts(argv[at], "--"); at++) {
 		if (!strcmp(argv[at], "--no-private"))
 			s.private = false;
 		else if (!strcmp(argv[at], "--no-grow"))
 			s.grow = false;
-		else if (strcmp(argv[at], "--private"))
+		else if (strcmp(argv[at], "--private") != 0)
 			break;
 	}
 	s.pid = argc - at == 2 ? (int)strtol(argv[at], &end, 10) : 0;
