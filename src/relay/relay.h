@@ -69,7 +69,8 @@ unsigned int moat_relay_complete(struct moat_relay *relay,
 static inline bool moat_relay_pending(const struct moat_relay_queue *q)
 {
 	return moat_drvq_pending(&q->drv) ||
-	       (q->enabled && !q->starved && moat_devq_pending(&q->dev));
+	       (q->enabled && !q->starved && !q->drv.fault.code &&
+		moat_devq_pending(&q->dev));
 }
 
 /** moat_relay_notify_off() - neither side needs to notify for now */
