@@ -82,7 +82,7 @@ uint16_t moat_devq_rewind(struct moat_devq *q, uint16_t n)
 	uint16_t done = 0, mask = (uint16_t)(q->ring.num - 1);
 
 	/* The entries are the driver's: a changed one is its own loss. */
-	while (done < n) {
+	while (!q->fault.code && done < n) {
 		uint16_t at = (uint16_t)(q->avail_next - 1) & mask;
 		uint16_t head = moat_shm_load16(moat_avail_ring(&q->ring, at));
 

@@ -214,6 +214,9 @@ static int remap_rings(struct moat_session *s)
 		err = moat_vring_remap(v);
 		if (err) {
 			ret = err;
+			/* Requests may still come back: not to this ring. */
+			moat_fault_set(&v->rq.relay.dev.fault,
+				       MOAT_FAULT_ADDRESS, v->addr.used, 0);
 			log_err(s->log,
 				"queue %u: its ring is no longer in guest "
 				"memory: the session ends",
