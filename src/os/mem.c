@@ -8,34 +8,41 @@
 #include "os/fd.h"
 #include "os/mem.h"
 
+/* mmap() takes whole pages; regions of front-ends need not be any. */
+static uint64_t page_part(uint64_t v)
+{
+	return v & ((uint64_t)sysconf(_SC_PAGESIZE) - 1);
+}
+
 int moat_mem_map(int fd, uint64_t offset, uint64_t size, uint8_t **out)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	uint64_t head = page_part(offset);
 	struct stat st;
-	void *p;
+	uint8_t *p;
 
-	if (!size || size % page || offset % page || offset + size < offset ||
-	    offset + size > INT64_MAX)
+	if (!size || offset + size < offset || offset + size > INT64_MAX)
 		return -EINVAL;
 	if (fstat(fd, &st))
 		return -errno;
 	/* Devices and dma-bufs have no size of their own: mmap() checks. */
 	if (S_ISREG(st.st_mode) && offset + size > (uint64_t)st.st_size)
 		return -ERANGE;
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-		 fd, (off_t)offset);
+	p = mmap(NULL, head + size, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_NORESERVE, fd, (off_t)(offset - head));
 	if (p == MAP_FAILED)
 		return -errno;
 	/* Guest RAM has no place in a core file of this process. */
-	madvise(p, size, MADV_DONTDUMP);
-	*out = p;
+	madvise(p, head + size, MADV_DONTDUMP);
+	*out = p + head;
 	return 0;
 }
 
 void moat_mem_unmap(uint8_t *p, uint64_t size)
 {
+	uint64_t head = page_part((uintptr_t)p);
+
 	if (p)
-		munmap(p, size);
+		munmap(p - head, head + size);
 }
 
 int moat_pool_mem_create(struct moat_pool_mem *pool, uint64_t size)

@@ -16,9 +16,8 @@
  * The range must lie inside the file: a mapping beyond its end would kill the
  * process with SIGBUS at the first access.
  *
- * Return: 0, -EINVAL if size or offset are no multiples of the page or the
- * range wraps, -ERANGE if the file is shorter than the range, or what mmap()
- * says.
+ * Return: 0, -EINVAL if the range is empty or wraps, -ERANGE if the file is
+ * shorter than the range, or what mmap() says.
  */
 int moat_mem_map(int fd, uint64_t offset, uint64_t size, uint8_t **out);
 
