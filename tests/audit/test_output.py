@@ -3,13 +3,14 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from conftest import MIB, MOAT, row
+from conftest import MIB, MOAT, TOP, row
 from test_figures import SIZE, guarded
 
 EVIL = "a\n\x1b[31m<&\"\\é'"
@@ -183,3 +184,20 @@ def test_help_tells_the_options_and_the_exit_status(scene):
     for word in ["--pid", "--name", "--all", "--vmm", "--json", "--svg",
                  "--check", "Exit status"]:
         assert word in done.stdout
+
+
+def keys_of(value):
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    return set()
+
+
+def test_every_key_of_the_json_is_documented(scene):
+    vmm, _, _ = guarded(scene, leak=True)
+    with open(os.path.join(TOP, "docs/audit.md"), encoding="utf-8") as f:
+        documented = set(re.findall(r"`\.?(\w+)(?:\[\])?`", f.read()))
+    keys = keys_of(scene.audit(f"--vmm={vmm.pid}"))
+    assert len(keys) > 40
+    assert keys <= documented
