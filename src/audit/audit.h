@@ -90,6 +90,7 @@ struct process {
 	bool kernel;	     /* a kernel thread */
 	bool asked;	     /* named by --pid or --name */
 	int vm;		     /* index of the VM that it is a part of, or -1 */
+	bool looks_vmm;	     /* has a VMM's name, or its program has */
 	const char *guard;   /* why it is a guard, or NULL */
 	const char *not_vmm; /* why it is none although it looks like one */
 	struct ranges anon;  /* addresses: large private mappings */
@@ -144,6 +145,7 @@ struct audit {
 	struct vm *vms;
 	size_t nvms;
 	void *index;	   /* private to scan: (dev, ino) -> object */
+	bool powerful;	   /* we have CAP_SYS_PTRACE ourselves */
 	bool narrow;	   /* the question concerns the asked processes alone */
 	size_t incomplete; /* processes whose reach is not known */
 };
@@ -214,7 +216,13 @@ bool audit_can_ptrace(const struct process *p);
 /** audit_can_reopen() - can turn a mapping into a descriptor of the whole */
 bool audit_can_reopen(const struct process *p);
 
-/** audit_matters() - @p could not be read, and the answer depends on it */
+/**
+ * audit_matters() - @p could not be read, and the answer depends on it
+ *
+ * A process that can ptrace reaches everything whatever it holds, so that its
+ * list of mappings changes no verdict, unless it is itself a VMM. That much
+ * trust in names is for root alone: to anybody else nearly all is unreadable.
+ */
 bool audit_matters(const struct audit *a, const struct process *p);
 
 /**

@@ -107,6 +107,21 @@ struct vmm_verdict classify_vmm(const struct process *p)
 	return (struct vmm_verdict){ 0 };
 }
 
+/* The kernel cuts the name of a process, not of its file, to this. */
+#define COMM_LEN 15
+
+bool classify_vmm_name(const struct process *p)
+{
+	for (const struct vmm_rule *r = vmm_rules; r->name; r++) {
+		if (matches(audit_name(p), r->name))
+			return true;
+		if (p->comm && strlen(p->comm) == COMM_LEN &&
+		    !strncmp(p->comm, r->name, COMM_LEN))
+			return true;
+	}
+	return false;
+}
+
 const char *classify_guard(const struct process *p, uint64_t dev, uint64_t ino)
 {
 	const char *arg = next_arg(p, NULL);

@@ -23,6 +23,9 @@ struct vmm_verdict {
 
 struct vmm_verdict classify_vmm(const struct process *p);
 
+/** classify_vmm_name() - does its name, or its program's, say VMM? */
+bool classify_vmm_name(const struct process *p);
+
 /** classify_guard() - why @p is a guard, or NULL. @dev, @ino: this program */
 const char *classify_guard(const struct process *p, uint64_t dev, uint64_t ino);
 

@@ -121,17 +121,11 @@ bool audit_can_reopen(const struct process *p)
 	return has_cap(p, CAP_SYS_ADMIN) || has_cap(p, CAP_CHECKPOINT_RESTORE);
 }
 
-/*
- * A process that can ptrace reaches everything whatever it holds, so that its
- * list of mappings would not change the verdict; see docs/audit.md.
- */
 bool audit_matters(const struct audit *a, const struct process *p)
 {
 	if (!p->err)
 		return false;
-	if (p->asked)
-		return true;
-	return !a->narrow && !audit_can_ptrace(p);
+	return p->asked || p->looks_vmm || !a->powerful || !audit_can_ptrace(p);
 }
 
 bool audit_outside(const struct seat *s)

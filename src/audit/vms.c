@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 struct work {
 	struct audit *a;
@@ -277,8 +278,12 @@ static int classify_all(struct work *w)
 		w->verdicts[i] = classify_vmm(p);
 		if (!w->verdicts[i].kind)
 			p->not_vmm = w->verdicts[i].why;
+		p->looks_vmm = classify_vmm_name(p);
 		p->guard = classify_guard(p, self.st_dev, self.st_ino);
 	}
+	for (size_t i = 0; i < a->nprocs; i++)
+		if (a->procs[i].pid == getpid())
+			a->powerful = audit_can_ptrace(&a->procs[i]);
 	err = find_roots(w);
 	if (!err)
 		err = find_children(w);

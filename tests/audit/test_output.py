@@ -141,6 +141,15 @@ def test_without_permission_the_audit_says_that_it_is_incomplete(scene):
     assert f"({actor.pid}): no look at" in done.stdout
 
 
+def test_a_check_without_the_right_to_look_never_passes(scene):
+    moat = shutil.copy(MOAT, f"{scene.folder}/moat-copy")
+    done = scene.run("--all", "--check", prefix=AS_NOBODY, moat=moat,
+                     env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+    assert done.returncode == 1
+    assert "no virtual machine found" in done.stdout
+    assert "INCOMPLETE" in done.stdout
+
+
 @pytest.mark.parametrize("args", [
     [], ["--pid=x"], ["--pid=0"], ["--pid=-1"], ["--pid=99999999999999"],
     ["--pid="], ["--name="], ["--nonsense"], ["word"], ["--all", "--pid=1"],
