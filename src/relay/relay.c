@@ -53,11 +53,35 @@ static bool carry(struct moat_relay *relay, struct moat_relay_queue *q)
 	return true;
 }
 
-/* A queue that will not ask again must not hold others up. */
-static void yield_if_idle(struct moat_relay *relay, struct moat_relay_queue *q)
+/* Every mapping is released; the guest gets nothing of them. */
+static void release_all(struct moat_relay *relay, struct moat_relay_queue *q)
 {
-	if (!q->enabled || moat_relay_fault(q))
-		moat_pool_yield(relay->dma.pool, &q->dma.share);
+	for (uint32_t i = 0; i < q->drv.ring.num; i++)
+		if (q->drv.descs[i].ndesc)
+			moat_dma_unmap(&relay->dma, &q->dma,
+				       &q->reqs[q->drv.descs[i].cookie], 0);
+}
+
+/*
+ * A queue that will not ask again must not hold others up. What the guest
+ * broke is still at a sound backend, and comes back by moat_relay_complete():
+ * until then its slots are in use. What the backend broke never comes back.
+ *
+ * Return: MOAT_RELAY_MOVED if there is room now that others may wait for.
+ */
+static unsigned int yield_if_idle(struct moat_relay *relay,
+				  struct moat_relay_queue *q)
+{
+	bool held = relay->dma.pool->waiter == &q->dma.share;
+
+	if (q->enabled && !moat_relay_fault(q))
+		return 0;
+	if (q->drv.fault.code) {
+		held |= q->dma.share.stats.used != 0;
+		release_all(relay, q);
+	}
+	moat_pool_yield(relay->dma.pool, &q->dma.share);
+	return held ? MOAT_RELAY_MOVED : 0;
 }
 
 unsigned int moat_relay_submit(struct moat_relay *relay,
@@ -67,10 +91,8 @@ unsigned int moat_relay_submit(struct moat_relay *relay,
 	bool empty = false;
 
 	q->starved = false;
-	if (!q->enabled || moat_relay_fault(q)) {
-		yield_if_idle(relay, q);
-		return 0;
-	}
+	if (!q->enabled || moat_relay_fault(q))
+		return yield_if_idle(relay, q);
 	while (moat_devq_peek(&q->dev, relay->dma.guest, &relay->chain) > 0) {
 		if (!budget--) {
 			flags |= MOAT_RELAY_MORE;
@@ -96,8 +118,7 @@ unsigned int moat_relay_submit(struct moat_relay *relay,
 	}
 	if (moat_drvq_publish(&q->drv))
 		flags |= MOAT_RELAY_KICK;
-	yield_if_idle(relay, q);
-	return flags;
+	return flags | yield_if_idle(relay, q);
 }
 
 unsigned int moat_relay_complete(struct moat_relay *relay,
@@ -154,10 +175,7 @@ uint16_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
 	/* Nor does it bring back what was finished: see moat_devq_rewind(). */
 	untaken = moat_devq_rewind(&q->dev, untaken);
 	*lost = (uint32_t)q->drv.outstanding - untaken;
-	for (uint32_t i = 0; i < q->drv.ring.num; i++)
-		if (q->drv.descs[i].ndesc)
-			moat_dma_unmap(&relay->dma, &q->dma,
-				       &q->reqs[q->drv.descs[i].cookie], 0);
+	release_all(relay, q);
 	moat_dma_queue_fini(&relay->dma, &q->dma);
 	return q->dev.avail_next;
 }
