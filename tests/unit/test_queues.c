@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <time.h>
 
@@ -302,11 +303,103 @@ static void no_wakeup_is_lost_between_two_threads(void **state)
 	}
 }
 
+/*
+ * The race itself, over and over: one side publishes while the other falls
+ * asleep. Without the full barrier on either side both may look too early.
+ */
+struct race {
+	struct pair p;
+	uint32_t go, ready; /* rounds that main, that the sleeper has begun */
+	bool drv_sleeps, more, stop;
+};
+
+static void meet(uint32_t *mine, const uint32_t *other)
+{
+	uint32_t n = __atomic_add_fetch(mine, 1, __ATOMIC_SEQ_CST);
+
+	for (uint32_t i = 0; __atomic_load_n(other, __ATOMIC_SEQ_CST) < n; i++)
+		if (i > 2000)
+			sched_yield();
+}
+
+static void *sleeper(void *arg)
+{
+	struct race *r = arg;
+
+	for (;;) {
+		meet(&r->ready, &r->go);
+		if (r->stop)
+			return NULL;
+		if (r->drv_sleeps)
+			r->more = moat_drvq_notify_on(&r->p.drv);
+		else
+			r->more = moat_devq_notify_on(&r->p.dev);
+		meet(&r->ready, &r->go);
+	}
+}
+
+/* A request goes round; the sleeper falls asleep right at the publication. */
+static void race_round(struct race *r, uint32_t i)
+{
+	const struct moat_seg seg = { .addr = MEM, .len = 1 };
+	uint32_t cookie, len;
+	bool want;
+
+	moat_drvq_notify_off(&r->p.drv);
+	moat_devq_notify_off(&r->p.dev);
+	moat_drvq_add(&r->p.drv, &seg, 1, 0, 0, NULL, 0);
+	if (r->drv_sleeps) {
+		moat_drvq_publish(&r->p.drv);
+		assert_int_equal(
+			moat_devq_peek(&r->p.dev, &r->p.map, &r->p.chain), 1);
+		moat_devq_take(&r->p.dev, r->p.chain.head);
+		moat_devq_push(&r->p.dev, r->p.chain.head, 0);
+	}
+	meet(&r->go, &r->ready);
+	for (uint32_t k = i % 64; k; k--)
+		__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	want = r->drv_sleeps ? moat_devq_publish(&r->p.dev)
+			     : moat_drvq_publish(&r->p.drv);
+	meet(&r->go, &r->ready);
+	assert_true(want || r->more);
+	if (!r->drv_sleeps) {
+		assert_int_equal(
+			moat_devq_peek(&r->p.dev, &r->p.map, &r->p.chain), 1);
+		moat_devq_take(&r->p.dev, r->p.chain.head);
+		moat_devq_push(&r->p.dev, r->p.chain.head, 0);
+		moat_devq_publish(&r->p.dev);
+	}
+	assert_int_equal(moat_drvq_get(&r->p.drv, &cookie, &len), 1);
+}
+
+static void publishing_and_falling_asleep_never_miss_each_other(void **state)
+{
+	(void)state;
+	for (int k = 0; k < 4; k++) {
+		struct race *r = calloc(1, sizeof(*r));
+		pthread_t thread;
+
+		assert_non_null(r);
+		pair_make(&r->p, 4, k & 1, false, 0);
+		r->drv_sleeps = k & 2;
+		assert_int_equal(pthread_create(&thread, NULL, sleeper, r), 0);
+		for (uint32_t i = 0; i < 100000; i++)
+			race_round(r, i);
+		r->stop = true;
+		meet(&r->go, &r->ready);
+		pthread_join(thread, NULL);
+		pair_free(&r->p);
+		free(r);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(no_wakeup_is_lost_in_any_order_of_calls),
 		cmocka_unit_test(no_wakeup_is_lost_between_two_threads),
+		cmocka_unit_test(
+			publishing_and_falling_asleep_never_miss_each_other),
 	};
 
 	return cmocka_run_group_tests_name("queues", tests, NULL, NULL);

@@ -298,26 +298,82 @@ static void a_request_that_never_fits_is_refused_with_its_size(void **state)
 	finish(w);
 }
 
-static void a_broken_queue_does_not_keep_others_waiting(void **state)
+/* Two large requests of @a are out and a third waits; @b waits behind it. */
+static void crowded(struct world *w, struct leg *a, struct leg *b)
+{
+	for (int i = 0; i < 3; i++)
+		assert_true(guest_post(w, a, 0xe000, 1));
+	moat_relay_submit(&w->relay, &a->q, 8);
+	assert_int_equal(a->q.drv.outstanding, 2);
+	assert_true(a->q.starved);
+	assert_ptr_equal(w->pool.waiter, &a->q.dma.share);
+	assert_true(guest_post(w, b, 0xe000, 1));
+	moat_relay_submit(&w->relay, &b->q, 8);
+	assert_true(b->q.starved);
+}
+
+static void what_a_broken_guest_ring_holds_comes_back_in_time(void **state)
 {
 	struct world *w = make(44, 2);
 	struct leg *a = &w->leg[0], *b = &w->leg[1];
 
 	(void)state;
-	/* 36 slots are common: two of 15 fit, a third waits. */
-	for (int i = 0; i < 3; i++)
-		assert_true(guest_post(w, a, 0xe000, 1));
-	moat_relay_submit(&w->relay, &a->q, 8);
-	assert_true(a->q.starved);
-	assert_ptr_equal(w->pool.waiter, &a->q.dma.share);
-	/* Then its driver breaks the ring. */
+	crowded(w, a, b);
 	put16(avail_entry(&a->ring, 2), 99);
-	moat_relay_submit(&w->relay, &a->q, 8);
+	/* The claim goes at once; what is at the backend is in use there. */
+	assert_int_equal(moat_relay_submit(&w->relay, &a->q, 8),
+			 MOAT_RELAY_MOVED);
 	assert_int_equal(moat_relay_fault(&a->q)->code, MOAT_FAULT_HEAD_RANGE);
 	assert_null(w->pool.waiter);
-	assert_false(a->q.starved);
-	assert_true(guest_post(w, b, 0x2800, 1));
+	assert_int_equal(w->pool.stats.used, 30);
+	assert_int_equal(moat_relay_submit(&w->relay, &a->q, 8), 0);
+	back_take(w, a);
+	back_finish(w, a, 8);
+	moat_relay_complete(&w->relay, &a->q, 8);
+	assert_int_equal(w->pool.stats.used, 0);
+	/* The driver of a broken queue is told nothing. */
+	assert_int_equal(get16(used_idx(&a->ring)), 0);
 	assert_true(moat_relay_submit(&w->relay, &b->q, 8) & MOAT_RELAY_MOVED);
+	finish(w);
+}
+
+static void what_a_broken_backend_ring_holds_comes_back_at_once(void **state)
+{
+	struct world *w = make(44, 2);
+	struct leg *a = &w->leg[0], *b = &w->leg[1];
+
+	(void)state;
+	crowded(w, a, b);
+	moat_shm_store16(moat_used_idx(&a->back.ring), 9);
+	moat_relay_complete(&w->relay, &a->q, 8);
+	assert_int_equal(moat_relay_fault(&a->q)->code, MOAT_FAULT_USED_JUMP);
+	assert_int_equal(moat_relay_submit(&w->relay, &a->q, 8),
+			 MOAT_RELAY_MOVED);
+	assert_int_equal(w->pool.stats.used, 0);
+	/* Once: it is not work that goes on for ever. */
+	assert_int_equal(moat_relay_submit(&w->relay, &a->q, 8), 0);
+	assert_true(moat_relay_submit(&w->relay, &b->q, 8) & MOAT_RELAY_MOVED);
+	finish(w);
+}
+
+static void a_disabled_queue_does_not_keep_others_waiting(void **state)
+{
+	struct world *w = make(44, 2);
+	struct leg *a = &w->leg[0];
+
+	(void)state;
+	crowded(w, a, &w->leg[1]);
+	a->q.enabled = false;
+	assert_int_equal(moat_relay_submit(&w->relay, &a->q, 8),
+			 MOAT_RELAY_MOVED);
+	assert_null(w->pool.waiter);
+	/* What is at the backend still comes back. */
+	assert_int_equal(a->q.drv.outstanding, 2);
+	back_take(w, a);
+	back_finish(w, a, 2);
+	moat_relay_complete(&w->relay, &a->q, 8);
+	guest_reap(w, a);
+	assert_int_equal(a->done, 2);
 	finish(w);
 }
 
@@ -407,7 +463,11 @@ int main(void)
 		cmocka_unit_test(a_fault_breaks_its_queue_and_no_other),
 		cmocka_unit_test(
 			a_request_that_never_fits_is_refused_with_its_size),
-		cmocka_unit_test(a_broken_queue_does_not_keep_others_waiting),
+		cmocka_unit_test(
+			what_a_broken_guest_ring_holds_comes_back_in_time),
+		cmocka_unit_test(
+			what_a_broken_backend_ring_holds_comes_back_at_once),
+		cmocka_unit_test(a_disabled_queue_does_not_keep_others_waiting),
 		cmocka_unit_test(the_budget_bounds_a_call_and_more_says_so),
 		cmocka_unit_test(
 			what_the_backend_never_took_is_served_after_a_restart),
