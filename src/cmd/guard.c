@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cmd/cmd.h"
 #include "core/pool.h"
@@ -169,10 +170,20 @@ static void parse_sandbox(const char *arg, struct args *a,
 	argp_error(state, "--sandbox=%s: seccomp or none", arg);
 }
 
+static bool is_socket(int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && S_ISSOCK(st.st_mode);
+}
+
 static void check(const struct args *a, struct argp_state *state)
 {
 	if (a->caps)
 		return;
+	if (a->config.fd >= 0 && !is_socket(a->config.fd))
+		argp_error(state, "--fd=%d: is no socket that was inherited",
+			   a->config.fd);
 	if (!a->config.socket_path == (a->config.fd < 0))
 		argp_error(state, "exactly one of --socket-path=PATH and --fd=N "
 				  "is needed");
