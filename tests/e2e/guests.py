@@ -36,11 +36,13 @@ def newest(pattern):
 
 
 class Guest(Process):
-    """A booted guest.  Leave it with poweroff() or, as a crash, kill()."""
+    """A booted guest (or, with wait=False, one that may boot).  Leave it with poweroff() or, as a crash, kill()."""
 
-    def __init__(self, argv, name, **kwargs):
+    def __init__(self, argv, name, wait=True, **kwargs):
         super().__init__(argv, name=name, **kwargs)
         self._number = 0
+        if not wait:
+            return
         try:
             self.expect("^@ready$")
         except BaseException:
@@ -139,7 +141,7 @@ class Qemu(Guest):
                               ).stdout.strip()
 
     def __init__(self, devices, memory=256, cpus=1, reboot=False,
-                 pass_fds=()):
+                 wait=True, pass_fds=()):
         base = self.kernel()
         image = initramfs(newest(f"{base}/lib/modules/*"))
         argv = [*self.program, "-nodefaults", "-no-user-config",
@@ -155,7 +157,8 @@ class Qemu(Guest):
                 "mitigations=off"]
         if not reboot:
             argv.append("-no-reboot")
-        super().__init__(argv + list(devices), "QEMU", pass_fds=pass_fds)
+        super().__init__(argv + list(devices), "QEMU", wait=wait,
+                         pass_fds=pass_fds)
 
     @staticmethod
     def disk(socket_path, queues=1):
