@@ -256,6 +256,8 @@ static int turn(struct service *v)
 		run_session(v);
 		ret = judge(v);
 	}
+	if (v->stopping)
+		moat_session_hurry(s);
 	moat_session_close(s);
 	return ret == -EINTR ? 1 : ret;
 }

@@ -17,6 +17,9 @@
 #define CHANNEL_BURST 32u
 #define CHANNEL_PAUSE_NS (100u * MOAT_NS_PER_MS)
 
+/* Patience with a backend's answer when we were told to end. */
+#define HURRY_REPLY_MS 1000u
+
 #define U(x) ((unsigned long long)(x))
 
 static void finish(struct moat_session *s, enum moat_session_end end)
@@ -585,8 +588,11 @@ static void pass_config_change(struct moat_session *s, uint64_t now)
 	if (!s->config_changed || now < s->config_next_ns ||
 	    s->vmm_channel.fd < 0 || !any_started(s))
 		return;
-	s->config_changed = false;
 	s->config_next_ns = now + CONFIG_EVERY_NS;
+	/* One that does not fit now comes later: the queues do not wait. */
+	if (!moat_vu_conn_room(&s->vmm_channel))
+		return;
+	s->config_changed = false;
 	if (moat_vu_conn_send(&s->vmm_channel,
 			      VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, 0, NULL, 0,
 			      NULL, 0)) {
@@ -721,6 +727,12 @@ int moat_session_serve(struct moat_session *s, int fd)
 	moat_vu_server_init(&s->server, fd, &ops, s, s->log);
 	s->server_src.fd = fd;
 	return moat_loop_watch(s->loop, &s->server_src, false);
+}
+
+void moat_session_hurry(struct moat_session *s)
+{
+	s->client.abort_fd = -1;
+	s->client.reply_ms = HURRY_REPLY_MS;
 }
 
 void moat_session_close(struct moat_session *s)

@@ -107,6 +107,14 @@ int moat_session_serve(struct moat_session *s, int fd);
  */
 int moat_session_step(struct moat_session *s);
 
+/**
+ * moat_session_hurry() - we were told to end
+ *
+ * The backend is still to see an orderly stop, but nobody waits long for it,
+ * nor looks any more whether to give up waiting.
+ */
+void moat_session_hurry(struct moat_session *s);
+
 /** moat_session_close() - stop the queues, close and free everything */
 void moat_session_close(struct moat_session *s);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 
@@ -11,7 +12,11 @@
 void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
 			 struct moat_log *log)
 {
-	*c = (struct moat_vu_client){ .abort_fd = abort_fd, .log = log };
+	*c = (struct moat_vu_client){
+		.abort_fd = abort_fd,
+		.reply_ms = MOAT_VU_REPLY_MS,
+		.log = log,
+	};
 	moat_vu_conn_init(&c->conn, fd);
 	moat_vu_conn_init(&c->channel, -1);
 }
@@ -38,8 +43,9 @@ static int die(struct moat_vu_client *c, uint32_t request, int err)
 			name);
 	else if (err == -ETIMEDOUT)
 		log_err(c->log,
-			"backend stalls: no answer to %s within %u s; restart it",
-			name, MOAT_VU_REPLY_MS / 1000);
+			"backend stalls: no answer to %s within %u s; restart "
+			"it",
+			name, c->reply_ms / 1000);
 	else
 		log_err(c->log,
 			"backend broke the protocol at %s: %s; restart or "
@@ -77,8 +83,7 @@ static int wait_input(struct moat_vu_client *c, uint64_t end)
 static int get_reply(struct moat_vu_client *c, uint32_t request,
 		     struct moat_vu_msg *m)
 {
-	uint64_t end = moat_now_ns() +
-		       (uint64_t)MOAT_VU_REPLY_MS * MOAT_NS_PER_MS;
+	uint64_t end = moat_now_ns() + (uint64_t)c->reply_ms * MOAT_NS_PER_MS;
 	int ret;
 
 	while (!(ret = moat_vu_conn_recv(&c->conn, m))) {
@@ -245,7 +250,12 @@ static int open_channel(struct moat_vu_client *c)
 	if (ret)
 		return ret;
 	moat_vu_conn_init(&c->channel, pair[0]);
-	ret = call(c, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[1], 1);
+	/* Backends wait on their end for acknowledgements: plain blocking. */
+	if (fcntl(pair[1], F_SETFL, 0))
+		ret = -errno;
+	if (!ret)
+		ret = call(c, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[1],
+			   1);
 	moat_fd_close(&pair[1]);
 	return ret;
 }

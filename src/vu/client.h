@@ -3,7 +3,7 @@
  * The front-end's end of a vhost-user connection: faces an untrusted backend.
  *
  * Calls are synchronous and bounded in time: a backend that does not answer
- * within MOAT_VU_REPLY_MS is as bad as one that answers nonsense. Either way
+ * within reply_ms is as bad as one that answers nonsense. Either way
  * the call fails, the cause is logged, and the connection is dead.
  *
  * While a call waits, the backend may itself be waiting for an answer on its
@@ -26,6 +26,7 @@ struct moat_vu_client {
 	uint64_t features; /* offered by the backend */
 	uint64_t protocol_features; /* negotiated */
 	int abort_fd; /* readable: give up waiting with -EINTR; -1: none */
+	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
 	bool dead;
 	struct moat_log *log;
 	/*

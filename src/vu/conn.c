@@ -65,7 +65,7 @@ static ssize_t receive(struct moat_vu_conn *conn, void *buf, size_t size)
 		.msg_control = control.buf,
 		.msg_controllen = sizeof(control.buf),
 	};
-	ssize_t n = recvmsg(conn->fd, &mh, MSG_CMSG_CLOEXEC);
+	ssize_t n = recvmsg(conn->fd, &mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	int bad = 0;
 
 	if (n < 0)
@@ -144,6 +144,14 @@ static int wait_writable(int fd, uint64_t end)
 	return 0;
 }
 
+bool moat_vu_conn_room(const struct moat_vu_conn *conn)
+{
+	struct pollfd p = { .fd = conn->fd, .events = POLLOUT };
+
+	/* An error is for the send to find. */
+	return poll(&p, 1, 0) > 0;
+}
+
 int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
 		      uint32_t flags, const void *payload, uint32_t size,
 		      const int *fds, int nfds)
@@ -173,7 +181,9 @@ int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
 		memcpy(CMSG_DATA(c), fds, (size_t)nfds * sizeof(int));
 	}
 	while (iov.iov_len) {
-		ssize_t n = sendmsg(conn->fd, &mh, MSG_NOSIGNAL);
+		/* The fd may be the peer's choice, and blocking. */
+		ssize_t n = sendmsg(conn->fd, &mh,
+				    MSG_NOSIGNAL | MSG_DONTWAIT);
 		int ret;
 
 		if (n < 0 && errno != EAGAIN && errno != EINTR)

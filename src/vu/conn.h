@@ -10,6 +10,7 @@
 #ifndef MOAT_VU_CONN_H
 #define MOAT_VU_CONN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "vu/proto.h"
@@ -67,6 +68,9 @@ int moat_vu_conn_recv(struct moat_vu_conn *conn, struct moat_vu_msg *msg);
 int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
 		      uint32_t flags, const void *payload, uint32_t size,
 		      const int *fds, int nfds);
+
+/** moat_vu_conn_room() - would a small message be sent without waiting? */
+bool moat_vu_conn_room(const struct moat_vu_conn *conn);
 
 /** moat_vu_msg_close() - close the fds that nobody took */
 void moat_vu_msg_close(struct moat_vu_msg *msg);
