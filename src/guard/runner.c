@@ -113,9 +113,11 @@ static void say_broken(struct moat_runner *r, struct moat_runner_queue *q)
 	if (!fault || q->said_broken)
 		return;
 	q->said_broken = true;
-	/* Nothing it does matters any more: do not even listen. */
+	/* Nothing the guest posts matters any more: do not even listen. */
 	moat_loop_unwatch(r->loop, &q->kick);
-	moat_loop_unwatch(r->loop, &q->call);
+	/* A backend that is sound still gives back what it holds. */
+	if (q->relay.drv.fault.code)
+		moat_loop_unwatch(r->loop, &q->call);
 	if (q->broken)
 		q->broken(q->arg, fault);
 }
@@ -133,8 +135,7 @@ static unsigned int serve(struct moat_runner *r, struct moat_runner_queue *q)
 	return done | taken;
 }
 
-/* Room has come back: queues that wait for some can try again. */
-static void wake_starved(struct moat_runner *r)
+void moat_runner_wake_starved(struct moat_runner *r)
 {
 	for (struct moat_runner_queue *q = r->queues; q; q = q->next)
 		if (q->relay.starved)
@@ -149,7 +150,7 @@ static bool round_of(struct moat_runner *r)
 	for (struct moat_runner_queue *q = r->active; q; q = q->next_active)
 		all |= serve(r, q);
 	if (all & MOAT_RELAY_MOVED)
-		wake_starved(r);
+		moat_runner_wake_starved(r);
 	return all & (MOAT_RELAY_MOVED | MOAT_RELAY_MORE);
 }
 

@@ -69,6 +69,15 @@ void moat_runner_detach(struct moat_runner *runner,
 /** moat_runner_wake() - look at @q at the next turn */
 void moat_runner_wake(struct moat_runner *runner, struct moat_runner_queue *q);
 
+/**
+ * moat_runner_wake_starved() - room has come back to the pool
+ *
+ * Queues that wait for some can try again. The runner calls it for what it
+ * moves itself; whoever stops a queue calls it too, for a queue that waits has
+ * perhaps nothing under way that would wake it.
+ */
+void moat_runner_wake_starved(struct moat_runner *runner);
+
 /** moat_runner_busy() - does the runner want its next turn without waiting? */
 static inline bool moat_runner_busy(const struct moat_runner *runner)
 {

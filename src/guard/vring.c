@@ -374,6 +374,7 @@ int moat_vring_stop(struct moat_vring_ctl *v)
 		  (unsigned long long)q->stats.waits,
 		  s->pool.stats.high_water << (MOAT_SLOT_SHIFT - 10));
 	tear_down(v);
+	moat_runner_wake_starved(&s->runner);
 	return ret;
 }
 
