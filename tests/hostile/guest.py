@@ -237,7 +237,7 @@ class Queue:
             if not self.ring.arm():
                 continue
             try:
-                vu.wait_readable(self.call_fd, deadline)
+                vu.wait_readable(self.call_fd, deadline, self.vmm.fe.sock)
             except vu.Timeout:
                 raise AssertionError(
                     f"queue {self.index}: {len(out)} of {count} requests "

@@ -32,7 +32,7 @@ def steady(scene, once):
 
 @pytest.fixture
 def plain_scene(make_scene, plain):
-    return make_scene(plain, "--pool-size=1M", "--log-level=error")
+    return make_scene(plain, "--pool-size=1M")
 
 
 @pytest.fixture

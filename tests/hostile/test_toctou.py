@@ -128,6 +128,7 @@ def test_descriptors_and_tables_in_chaos(scene, witness, keep, seed):
     poller.register(bad.err_fd, vu.select.POLLIN)
     poller.register(bad.call_fd, vu.select.POLLIN)
     while vu.time.monotonic() < deadline:
+        bad.ring.arm()
         bad.ring.post(0)
         bad.ring.publish()
         bad.kick()
@@ -157,6 +158,7 @@ def test_avail_ring_that_changes_after_publication(scene, witness, keep):
     for i in range(8):
         bad.ring.set_desc(i, Desc(dst + 64 * i, 64, WRITE))
     at = -(-(bad.avail_addr + 4) // 8) * 8
+    ram.device_may_write(at, 16)  # the flipper may, that is
     flipper = keep(Flipper(ram.banks[0], [
         (at, bytes([1, 0] * 8)), (at, bytes([2, 0, 3, 0] * 4)),
         (at, b"\xff\xff" * 8), (at, bytes([8, 0, 0, 0] * 4))]))

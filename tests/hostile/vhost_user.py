@@ -169,13 +169,19 @@ def deadline_in(seconds):
     return time.monotonic() + seconds
 
 
-def wait_readable(fd, deadline):
-    """Wait until @fd is readable (or hung up); raises Timeout."""
+def wait_readable(fd, deadline, connection=None):
+    """Wait until @fd is readable (or hung up); raises Timeout, or Closed if
+    @connection is hung up before that."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
+    if connection is not None:
+        poller.register(connection, 0)
     left = max(0, deadline - time.monotonic())
-    if not poller.poll(left * 1000):
+    ready = [n for n, _ in poller.poll(left * 1000)]
+    if not ready:
         raise Timeout
+    if connection is not None and ready == [connection.fileno()]:
+        raise Closed
 
 
 def recv_exactly(sock, length, deadline, fds):
