@@ -13,20 +13,36 @@ TIMES = 1000
 WARM = 50
 
 
-def steady(scene, once):
+def held(guard):
+    """Open descriptors, and private memory in bytes."""
+    return len(guard.fds()), guard.memory()
+
+
+def connected(scene):
+    """As held(), at the start of a VMM's session: all before it is gone."""
+    fe = vu.FrontEnd(vu.socket.socket(vu.socket.AF_UNIX))
+    fe.sock.connect(scene.guard.path)
+    fe.get_features()
+    result = held(scene.guard)
+    fe.close()
+    return result
+
+
+def steady(scene, once, measure=None):
     """@once TIMES times; descriptors and private memory stay as they were
-    after the first few."""
-    guard = scene.guard
+    after the first few. @measure brings the guard to a state that can be
+    compared and returns held() of it; not needed if @once leaves it in one.
+    """
+    measure = measure or (lambda: held(scene.guard))
     for _ in range(WARM):
         once()
-    fds, memory = len(guard.fds()), guard.memory()
+    fds, memory = measure()
     for _ in range(TIMES - WARM):
         once()
-    assert guard.alive()
-    after = len(guard.fds())
-    # One session may just be opening or closing.
-    assert abs(after - fds) <= 6, (fds, guard.fds())
-    grown = guard.memory() - memory
+    assert scene.guard.alive()
+    fds_after, memory_after = measure()
+    assert fds_after == fds, scene.guard.fds()
+    grown = memory_after - memory
     assert grown < 256 * 1024, f"grew by {grown} bytes"
 
 
@@ -56,18 +72,25 @@ REPEATED = [
 def test_refused_messages_leave_nothing_behind(plain_scene, ram, attack):
     state = []
 
-    def once():
+    def begin():
         if not state:
             vmm = Vmm.connect(plain_scene.guard.path, ram=ram)
             vmm.negotiate()
             vmm.share_memory()
             state.append(vmm)
+
+    def once():
+        begin()
         vmm = state[0]
         attack(vmm)
         if evil.outcome(vmm) == "closed":
             state.pop().close()
 
-    steady(plain_scene, once)
+    def measure():
+        begin()
+        return held(plain_scene.guard)
+
+    steady(plain_scene, once, measure)
     for vmm in state:
         vmm.close()
     plain_scene.running(queues=1).ram.check()
@@ -153,7 +176,7 @@ def test_vmms_that_come_and_go(plain_scene, ram):
         vmm.setup(queues=2)
         vmm.close()
 
-    steady(plain_scene, once)
+    steady(plain_scene, once, lambda: connected(plain_scene))
 
 
 @pytest.mark.parametrize("name", [
@@ -174,7 +197,7 @@ def test_wrong_replies_leave_nothing_behind(plain_scene, ram, name):
             vmm.fe.recv()
         vmm.close()
 
-    steady(plain_scene, once)
+    steady(plain_scene, once, lambda: connected(plain_scene))
 
 
 def test_backend_requests_with_fds_leave_nothing_behind(plain_scene, ram):
