@@ -9,6 +9,8 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
+import shutil
 import subprocess
 
 from backends import StorageDaemon
@@ -117,6 +119,46 @@ class Passt(Server):
 
     def __init__(self, socket_path):
         super().__init__(passt("--socket", socket_path), "passt", socket_path)
+
+
+LIBSTDBUF = "/usr/libexec/coreutils/libstdbuf.so"
+
+
+class Dpdk(Process):
+    """DPDK's testpmd, without huge pages; spoken to with ask().  vdev is its
+    one port: net_vhost0 for a backend, net_virtio_user0 for a driver."""
+
+    def __init__(self, work, vdev, queues=1):
+        name = vdev.split(",")[0]
+        argv = in_root("dpdk-testpmd", "--no-huge", "-m", "256", "--no-pci",
+                       "--no-telemetry", f"--file-prefix={name}", "-l", "0-1",
+                       "--vdev", vdev, "--", "-i", "--forward-mode=io",
+                       "--total-num-mbufs=8192", f"--rxq={queues}",
+                       f"--txq={queues}")
+        # It speaks in lines only to a terminal; stdbuf's library, which is
+        # not to be seen below another /usr, makes it do so here.
+        library = shutil.copy(LIBSTDBUF, work.path)
+        super().__init__(argv, name=f"testpmd ({name})",
+                         env={"RUNTIME_DIRECTORY": work.path,
+                              "LD_PRELOAD": library, "_STDBUF_O": "L"})
+        try:
+            self.expect("^testpmd> ")
+        except BaseException:
+            self.kill()
+            raise
+
+    def ask(self, command):
+        """Gives a command; returns what it printed until the next prompt."""
+        start = len(self.log)
+        self.write(command + "\n")
+        end = self.expect("^testpmd> ", start)
+        return self.log[start:end.start()]
+
+    def packets(self):
+        """The port's counters as {"RX-packets": number, ...}."""
+        text = self.ask("show port stats 0")
+        return {key: int(value) for key, value in
+                re.findall(r"([RT]X-\w+): +(\d+)", text)}
 
 
 class Qemu11(Qemu):
