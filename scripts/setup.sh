@@ -26,7 +26,7 @@ for profile; do
 		kernel=yes
 		;;
 	test-all)
-		packages="$packages mmdebstrap"
+		packages="$packages debian-archive-keyring util-linux mount"
 		peers=yes
 		;;
 	bench)
