@@ -383,7 +383,7 @@ static void publishing_and_falling_asleep_never_miss_each_other(void **state)
 		pair_make(&r->p, 4, k & 1, false, 0);
 		r->drv_sleeps = k & 2;
 		assert_int_equal(pthread_create(&thread, NULL, sleeper, r), 0);
-		for (uint32_t i = 0; i < 100000; i++)
+		for (uint32_t i = 0; i < 60000; i++)
 			race_round(r, i);
 		r->stop = true;
 		meet(&r->go, &r->ready);

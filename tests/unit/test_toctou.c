@@ -13,7 +13,7 @@
 #include "core/drvq.h"
 
 #define RAM 0x10000u
-#define TURNS 60000u /* at least, and until both states were seen often */
+#define TURNS 500000u /* at least, and until both states were seen often */
 
 struct peer {
 	uint8_t *p; /* what it flips between two states */
