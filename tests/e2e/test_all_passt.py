@@ -10,7 +10,8 @@ import pytest
 
 from guard import Guard
 from guests import UserModeLinux
-from peers import GATEWAY_IP, GUEST_IP, Passt, Qemu11, front, passt
+from peers import (GATEWAY_IP, GUEST_IP, Passt, Qemu11, check_ended, front,
+                   passt)
 from procs import DEADLINE, Workdir
 
 SIZE = 16 << 20
@@ -119,4 +120,4 @@ def test_passt_is_started_by_the_guard(how):
             with Qemu11(Qemu11.net(guard.socket_path)) as guest:
                 transfer(guest)
                 guest.poweroff()
-            assert guard.wait(30) == 0, guard.log
+            check_ended(guard)

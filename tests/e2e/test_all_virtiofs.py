@@ -7,7 +7,7 @@ import pytest
 
 from guard import Guard
 from guests import UserModeLinux
-from peers import (Qemu11, Virtiofsd, front, sha256,
+from peers import (Qemu11, Virtiofsd, check_ended, front, sha256,
                    virtiofsd)
 from procs import Workdir
 
@@ -101,7 +101,8 @@ def test_qemu_shares_a_folder(kind, guarded):
         folder = work / "share"
         fill(folder)
         with Virtiofsd(kind, work / "fs.sock", folder) as backend, \
-                front(guarded, work, backend.socket_path) as socket_path, \
+                front(guarded, work, backend.socket_path,
+                      ["--once"]) as socket_path, \
                 Qemu11(Qemu11.share(socket_path)) as guest:
             share(guest, folder)
 
@@ -114,7 +115,8 @@ def test_user_mode_linux_shares_a_folder():
         folder = work / "share"
         fill(folder)
         with Virtiofsd("newer", work / "fs.sock", folder) as backend, \
-                front(True, work, backend.socket_path) as socket_path, \
+                front(True, work, backend.socket_path,
+                      ["--device=fs", "--once"]) as socket_path, \
                 UserModeLinux([(socket_path, DEVICE_FS)]) as guest:
             share(guest, folder)
 
@@ -130,4 +132,4 @@ def test_virtiofsd_is_started_by_the_guard(kind, how):
                    command=virtiofsd(kind, folder, how)) as guard:
             with Qemu11(Qemu11.share(guard.socket_path)) as guest:
                 share(guest, folder)
-            assert guard.wait(30) == 0, guard.log
+            check_ended(guard)
