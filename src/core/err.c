@@ -30,6 +30,8 @@ static const struct {
 	[MOAT_FAULT_USED_JUMP] = { "used idx jumped", DEVICE_BUG },
 	[MOAT_FAULT_USED_RANGE] = { "used id out of range", DEVICE_BUG },
 	[MOAT_FAULT_USED_UNKNOWN] = { "used id is not outstanding", DEVICE_BUG },
+	[MOAT_FAULT_KICK_BLOCKS] = { "kick eventfd was made to block",
+				     DEVICE_BUG },
 	[MOAT_FAULT_TOO_BIG] = { "request can never fit the pool",
 				 "give the device a larger --pool-size" },
 };

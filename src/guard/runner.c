@@ -41,8 +41,10 @@ void moat_runner_wake(struct moat_runner *r, struct moat_runner_queue *q)
 {
 	if (q->active)
 		return;
-	if (!r->active)
+	if (!r->active) {
 		adapt(r);
+		moat_alarm_on(r->alarm);
+	}
 	q->active = true;
 	q->next_active = r->active;
 	r->active = q;
@@ -99,6 +101,8 @@ void moat_runner_detach(struct moat_runner *r, struct moat_runner_queue *q)
 	moat_loop_unwatch(r->loop, &q->kick);
 	moat_loop_unwatch(r->loop, &q->call);
 	drop_active(r, q);
+	if (!r->active)
+		moat_alarm_off(r->alarm);
 	for (p = &r->queues; *p; p = &(*p)->next)
 		if (*p == q) {
 			*p = q->next;
@@ -127,8 +131,10 @@ static unsigned int serve(struct moat_runner *r, struct moat_runner_queue *q)
 	unsigned int done = moat_relay_complete(&r->relay, &q->relay, BUDGET);
 	unsigned int taken = moat_relay_submit(&r->relay, &q->relay, BUDGET);
 
-	if (taken & MOAT_RELAY_KICK)
-		moat_eventfd_signal(q->kick_fd);
+	/* The backend shares this eventfd, and can have made it block. */
+	if (taken & MOAT_RELAY_KICK && moat_eventfd_signal(q->kick_fd))
+		moat_fault_set(&q->relay.drv.fault, MOAT_FAULT_KICK_BLOCKS, 0,
+			       0);
 	if ((done | taken) & MOAT_RELAY_CALL)
 		moat_eventfd_signal(q->call_fd);
 	say_broken(r, q);
@@ -197,8 +203,10 @@ static void go_idle(struct moat_runner *r)
 			q->active = false;
 		}
 	}
-	if (!r->active)
+	if (!r->active) {
 		r->idle_since_ns = moat_now_ns();
+		moat_alarm_off(r->alarm);
+	}
 }
 
 void moat_runner_turn(struct moat_runner *r)

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "os/alarm.h"
 #include "os/loop.h"
 #include "relay/relay.h"
 
@@ -43,6 +44,7 @@ struct moat_runner {
 	struct moat_relay relay;
 	struct moat_loop *loop;
 	uint64_t poll_max_ns;
+	struct moat_alarm *alarm; /* on while it is active; NULL: none */
 	/* private */
 	struct moat_runner_queue *queues;
 	struct moat_runner_queue *active;

@@ -25,6 +25,7 @@ struct service {
 	struct moat_loop loop;
 	struct moat_session *session;
 	struct moat_session_config session_config;
+	struct moat_alarm alarm;
 	struct moat_child child;
 	struct moat_source listen_src, signal_src, child_src;
 	int listen_fd;
@@ -47,6 +48,7 @@ static const struct moat_syscall syscalls[] = {
 	{ "fstat" }, { "newfstatat" }, { "munmap" }, { "madvise" },
 	{ "mremap" }, { "brk" }, { "futex" }, { "clock_gettime" },
 	{ "getrandom" }, { "rt_sigprocmask" }, { "rt_sigreturn" },
+	{ "timer_settime" },
 	{ "restart_syscall" }, { "sched_yield" }, { "getpid" }, { "gettid" },
 	{ "pidfd_send_signal" }, { "wait4" }, { "unlink" }, { "unlinkat" },
 	{ "rmdir" }, { "exit" }, { "exit_group" },
@@ -300,9 +302,14 @@ int moat_service_run(const struct moat_service_config *config,
 	if (!ret)
 		ret = watch_signals(&v);
 	if (!ret)
+		ret = moat_alarm_init(&v.alarm);
+	v.session_config.alarm = ret ? NULL : &v.alarm;
+	if (!ret)
 		ret = start_child(&v);
 	while (!ret)
 		ret = turn(&v);
+	if (v.session_config.alarm)
+		moat_alarm_fini(&v.alarm);
 	clean_up(&v);
 	return ret < 0 ? 1 : 0;
 }

@@ -711,6 +711,7 @@ int moat_session_open(struct moat_session *s,
 	s->client.config_changed = on_config_changed;
 	s->client.arg = s;
 	moat_runner_init(&s->runner, loop, config->poll_us);
+	s->runner.alarm = config->alarm;
 	ret = make_pool(s);
 	if (!ret)
 		ret = ask_backend(s);

@@ -43,6 +43,7 @@ struct moat_session_config {
 	uint64_t pool_size; /* bytes, a multiple of MOAT_SLOT_SIZE */
 	uint32_t poll_us;
 	int abort_fd; /* readable: stop waiting for anybody */
+	struct moat_alarm *alarm; /* ends calls that a peer made block */
 };
 
 enum moat_session_end {

@@ -352,7 +352,10 @@ int moat_vring_stop(struct moat_vring_ctl *v)
 		return 0;
 	moat_runner_detach(&s->runner, &v->rq);
 	q->enabled = false;
+	moat_alarm_on(s->config->alarm);
 	drain(v);
+	if (!moat_runner_busy(&s->runner))
+		moat_alarm_off(s->config->alarm);
 	back_base = q->drv.avail_published;
 	ret = moat_vu_client_get_vring_base(&s->client, v->index, &back_base);
 	/* Whatever the backend finished before it answered. */

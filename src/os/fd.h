@@ -30,13 +30,17 @@ static inline int moat_fd_take(int *fd)
  * moat_eventfd_signal() - add one to an eventfd
  *
  * A full counter (EAGAIN) is fine: it is signalled already.
+ *
+ * Return: 0, or -EINTR if the write slept until a signal came (os/alarm.h):
+ * whoever shares the eventfd has made it block.
  */
-static inline void moat_eventfd_signal(int fd)
+static inline int moat_eventfd_signal(int fd)
 {
 	uint64_t one = 1;
 
-	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0)
-		return;
+	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		return -EINTR;
+	return 0;
 }
 
 #endif
