@@ -363,6 +363,7 @@ def test_full_kick_eventfd_does_not_block_the_guard(scene, witness):
         blocking(kick)
         os.eventfd_write(kick, 2 ** 64 - 2)
 
+    mark = len(scene.guard.lines)
     scene.device.run(plug)
     for _ in range(3):
         src, dst = good_chain(bad)
@@ -371,6 +372,8 @@ def test_full_kick_eventfd_does_not_block_the_guard(scene, witness):
         bad.kick()
         other.echo()
     assert vmm.fe.get_config(0, 8)
+    assert bad.erred()
+    one_line(scene, mark, r"queue 0\b", "kick eventfd")
     assert scene.guard.idle_cpu() < 0.02
     vmm.close()
     rest_is_fine(scene, witness, vmm.ram)
@@ -396,11 +399,19 @@ def test_call_eventfd_that_is_drained_under_the_guard(scene, witness):
                     pass
                 blocking(call)
 
+    # A queue that stops while requests are out waits for calls.
+    scene.device.on_request = lambda s, v, c: (
+        None if v.index == 0 else echo(s, v, c))
     thread = threading.Thread(target=race)
     thread.start()
     try:
-        for _ in range(200):
+        for _ in range(100):
             vmm.queues[1].echo(64)
+        src, dst = good_chain(vmm.queues[0])
+        vmm.queues[0].ring.add([(src, 64, 0), (dst, 64, WRITE)])
+        vmm.queues[0].publish()
+        vmm.queues[1].echo(64)
+        vmm.queues[0].stop()
     finally:
         stop.set()
         thread.join()
