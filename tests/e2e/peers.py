@@ -37,9 +37,9 @@ def in_root(*command):
 @contextlib.contextmanager
 def front(guarded, work, backend, options=()):
     """The socket for the VMM to connect to: that of a guard before the
-    backend's socket, or the latter itself.  The guard has to survive what is done
-    meanwhile, without an error, and end well: when told to, or with --once by
-    itself, as behind a backend that ends with its VMM."""
+    backend's socket, or the latter itself.  The guard has to survive what is
+    done meanwhile, without an error, and end well: when told to, or with --once
+    by itself, as behind a backend that ends with its VMM."""
     if not guarded:
         yield backend
         return

@@ -112,7 +112,8 @@ def test_a_whole_disk_is_copied_in_and_out(disk):
         # -S 0: no "write zeroes" for holes, which this driver sends larger
         # than the device says that it takes.
         qemu_tool("qemu-img", "convert", "-n", "-S", "0", "-W", "-m", "16",
-                  "-f", "raw", source, "--target-image-opts", blkio(disk.socket_path))
+                  "-f", "raw", source, "--target-image-opts",
+                  blkio(disk.socket_path))
         assert sha256(disk.image) == sha256(source)
         qemu_tool("qemu-img", "convert", "-W", "-m", "16", "-O", "raw",
                   "--image-opts", blkio(disk.socket_path), copy)
