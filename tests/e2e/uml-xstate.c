@@ -6,8 +6,8 @@
  * size.  The host's kernel fills such a buffer as far as it goes, but takes
  * back a whole state only: where the processor's state is larger than the
  * buffer (AMX: 11 KiB), the first return to user space fails and init is
- * killed.  This library, put before libc by LD_PRELOAD, completes the state with
- * what the process has in the components that the buffer lacks.  On other
+ * killed.  This library, put before libc by LD_PRELOAD, completes the state
+ * with what the process has in the components that the buffer lacks.  On other
  * processors it changes nothing.
  */
 #include <elf.h>
