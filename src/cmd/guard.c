@@ -26,6 +26,10 @@ enum {
 	OPT_EXEC,
 	OPT_DEVICE,
 	OPT_POOL,
+	OPT_SHARE,
+	OPT_POOL_AT,
+	OPT_DTB,
+	OPT_ACCESS,
 	OPT_POLL,
 	OPT_ONCE,
 	OPT_SANDBOX,
@@ -47,8 +51,24 @@ static const struct argp_option options[] = {
 	  "connected one; with none of them --fd=N is appended",
 	  0 },
 	{ 0, 0, 0, 0, "The device:", 3 },
-	{ "device", OPT_DEVICE, "TYPE", 0,
-	  "what the backend is (blk, fs, net, ...); default: generic rules", 0 },
+	{ "device", OPT_DEVICE, "TYPE|NODE", 0,
+	  "what the backend is (blk, fs, net, ...; default: generic rules); "
+	  "with a /, its node in the tree of --dtb",
+	  0 },
+	{ "share", OPT_SHARE, "MODE", 0,
+	  "what the backend sees of guest memory: bounce (nothing; default), "
+	  "direct (the guest's pool, with rings and buffers), hybrid (the "
+	  "guest's pool, with buffers), auto (direct if it can be had; default "
+	  "with --pool or --dtb)",
+	  0 },
+	{ "pool", OPT_POOL_AT, "ADDR+SIZE", 0,
+	  "the guest's own pool for this device; may be repeated", 0 },
+	{ "dtb", OPT_DTB, "FILE", 0,
+	  "take the guest's pool from this device tree, for --device=NODE", 0 },
+	{ "access-platform", OPT_ACCESS, "on|off", 0,
+	  "offer VIRTIO_F_ACCESS_PLATFORM in mode bounce as well (default off; "
+	  "the other modes always offer it)",
+	  0 },
 	{ "pool-size", OPT_POOL, "SIZE", 0,
 	  "bytes of memory that the backend sees, with K, M or G (default "
 	  "64M); only what is used is allocated",
@@ -68,8 +88,13 @@ static const struct argp_option options[] = {
 	{ 0 },
 };
 
+#define POOLS_MAX 7u
+
 struct args {
 	struct moat_service_config config;
+	struct moat_dma_range pools[POOLS_MAX];
+	const char *dtb, *node;
+	bool share_given;
 	const char *device;
 	enum moat_log_level level;
 	bool exec;
@@ -85,14 +110,14 @@ static int parse_number(const char *arg, uint64_t max, uint64_t *out)
 	return errno || end == arg || *end || arg[0] == '-' || *out > max;
 }
 
-/* A number with K, M or G. */
+/* A number, perhaps hexadecimal, with K, M or G. */
 static int parse_size(const char *arg, uint64_t *out)
 {
 	unsigned int shift = 0;
 	char *end;
 
 	errno = 0;
-	*out = strtoull(arg, &end, 10);
+	*out = strtoull(arg, &end, 0);
 	if (errno || end == arg || arg[0] == '-')
 		return -1;
 	if (*end) {
@@ -100,8 +125,8 @@ static int parse_size(const char *arg, uint64_t *out)
 
 		if (!unit || end[1])
 			return -1;
-		shift = 10 * (unsigned int)(1 + (*unit == 'M') +
-					    2 * (*unit == 'G'));
+		shift = 10 *
+			(unsigned int)(1 + (*unit == 'M') + 2 * (*unit == 'G'));
 	}
 	if (*out > UINT64_MAX >> shift)
 		return -1;
@@ -115,24 +140,84 @@ static void parse_pool(const char *arg, struct args *a,
 	uint64_t size;
 
 	if (parse_size(arg, &size) || size < POOL_MIN || size > POOL_MAX)
-		argp_error(state,
-			   "--pool-size=%s: a size from 64K to 1024G, with K, M "
-			   "or G, is needed",
-			   arg);
+		argp_error(
+			state,
+			"--pool-size=%s: a size from 64K to 1024G, with K, M "
+			"or G, is needed",
+			arg);
 	else
-		a->config.pool_size = (size + MOAT_SLOT_SIZE - 1) /
-				      MOAT_SLOT_SIZE * MOAT_SLOT_SIZE;
+		a->config.session.pool_size = (size + MOAT_SLOT_SIZE - 1) /
+					      MOAT_SLOT_SIZE * MOAT_SLOT_SIZE;
+}
+
+/* ADDR+SIZE, in guest addresses, whole pages. */
+static void parse_pool_at(const char *arg, struct args *a,
+			  struct argp_state *state)
+{
+	struct moat_session_config *c = &a->config.session;
+	const char *plus = strchr(arg, '+');
+	struct moat_dma_range r;
+	char *end;
+
+	errno = 0;
+	r.addr = strtoull(arg, &end, 0);
+	if (!plus || end != plus || end == arg || errno || arg[0] == '-' ||
+	    parse_size(plus + 1, &r.size) || !r.size ||
+	    r.addr % MOAT_SLOT_SIZE || r.size % MOAT_SLOT_SIZE ||
+	    r.addr + r.size < r.addr)
+		argp_error(state,
+			   "--pool=%s: ADDR+SIZE is needed, such as "
+			   "0x7c000000+64M, in whole pages",
+			   arg);
+	else if (c->npools == POOLS_MAX)
+		argp_error(state, "--pool: at most %u pools", POOLS_MAX);
+	else
+		a->pools[c->npools++] = r;
+}
+
+static void parse_share(const char *arg, struct args *a,
+			struct argp_state *state)
+{
+	static const char *const names[] = {
+		[MOAT_SHARE_BOUNCE] = "bounce",
+		[MOAT_SHARE_DIRECT] = "direct",
+		[MOAT_SHARE_HYBRID] = "hybrid",
+		[MOAT_SHARE_AUTO] = "auto",
+	};
+
+	for (unsigned int i = 0; i < 4; i++)
+		if (!strcmp(arg, names[i])) {
+			a->config.session.share = (enum moat_share_mode)i;
+			a->share_given = true;
+			return;
+		}
+	argp_error(state, "--share=%s: bounce, direct, hybrid or auto", arg);
+}
+
+static void parse_access(const char *arg, struct args *a,
+			 struct argp_state *state)
+{
+	if (!strcmp(arg, "on"))
+		a->config.session.access_platform = true;
+	else if (!strcmp(arg, "off"))
+		a->config.session.access_platform = false;
+	else
+		argp_error(state, "--access-platform=%s: on or off", arg);
 }
 
 static void parse_device(const char *arg, struct args *a,
 			 struct argp_state *state)
 {
-	a->config.type = moat_device_type(arg);
-	if (a->config.type && !a->config.type->refused)
+	if (arg[0] == '/') {
+		a->node = arg;
 		return;
-	if (a->config.type) {
+	}
+	a->config.session.type = moat_device_type(arg);
+	if (a->config.session.type && !a->config.session.type->refused)
+		return;
+	if (a->config.session.type) {
 		argp_error(state, "--device=%s is refused: %s", arg,
-			   a->config.type->refused);
+			   a->config.session.type->refused);
 		return;
 	}
 	fprintf(stderr, "moat guard: device types:");
@@ -185,11 +270,18 @@ static void check(const struct args *a, struct argp_state *state)
 		argp_error(state, "--fd=%d: is no socket that was inherited",
 			   a->config.fd);
 	if (!a->config.socket_path == (a->config.fd < 0))
-		argp_error(state, "exactly one of --socket-path=PATH and --fd=N "
-				  "is needed");
+		argp_error(state,
+			   "exactly one of --socket-path=PATH and --fd=N "
+			   "is needed");
 	if (!a->config.backend == !a->exec)
 		argp_error(state, "exactly one of --backend=SOCKET and --exec "
 				  "-- COMMAND is needed");
+	if (!a->dtb != !a->node)
+		argp_error(state, "--dtb=FILE and --device=/NODE go together");
+	if (a->share_given && a->config.session.share != MOAT_SHARE_BOUNCE &&
+	    !a->config.session.npools && !a->dtb)
+		argp_error(state, "this --share mode needs --pool=ADDR+SIZE, "
+				  "or --dtb=FILE and --device=/NODE");
 	if (a->exec && !a->config.exec)
 		argp_error(state, "--exec needs a COMMAND after --");
 	if (!a->exec && a->config.exec)
@@ -223,12 +315,24 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_POOL:
 		parse_pool(arg, a, state);
 		break;
+	case OPT_SHARE:
+		parse_share(arg, a, state);
+		break;
+	case OPT_POOL_AT:
+		parse_pool_at(arg, a, state);
+		break;
+	case OPT_DTB:
+		a->dtb = arg;
+		break;
+	case OPT_ACCESS:
+		parse_access(arg, a, state);
+		break;
 	case OPT_POLL:
 		if (parse_number(arg, POLL_MAX_US, &n))
 			argp_error(state, "--poll-us=%s: 0 to %u is needed",
 				   arg, POLL_MAX_US);
 		else
-			a->config.poll_us = (uint32_t)n;
+			a->config.session.poll_us = (uint32_t)n;
 		break;
 	case OPT_ONCE:
 		a->config.once = true;
@@ -269,14 +373,17 @@ int moat_cmd_guard(int argc, char **argv)
 		.parser = parse,
 		.args_doc = "[-- COMMAND [ARGUMENT...]]",
 		.doc = "Stand between a VMM and a vhost-user backend, so that "
-		       "the backend sees a pool and nothing of the guest's RAM.",
+		       "the backend sees a pool and nothing of the guest's "
+		       "RAM.",
 	};
 	struct args a = {
 		.config = {
-			.type = moat_device_type("generic"),
+			.session = {
+				.type = moat_device_type("generic"),
+				.pool_size = POOL_DEFAULT,
+				.poll_us = POLL_DEFAULT_US,
+			},
 			.fd = -1,
-			.pool_size = POOL_DEFAULT,
-			.poll_us = POLL_DEFAULT_US,
 			.seccomp = true,
 		},
 		.level = MOAT_LOG_INFO,
@@ -290,10 +397,14 @@ int moat_cmd_guard(int argc, char **argv)
 	if (argp_parse(&argp, argc, argv, 0, NULL, &a))
 		return 2;
 	if (a.caps) {
-		print_capabilities(a.config.type);
+		print_capabilities(a.config.session.type);
 		return 0;
 	}
-	snprintf(prefix, sizeof(prefix), "moat guard[%s]", a.config.type->name);
+	a.config.session.pools = a.pools;
+	if (!a.share_given && a.config.session.npools)
+		a.config.session.share = MOAT_SHARE_AUTO;
+	snprintf(prefix, sizeof(prefix), "moat guard[%s]",
+		 a.config.session.type->name);
 	moat_log_init(&log, prefix, a.level);
 	return moat_service_run(&a.config, &log);
 }

@@ -6,9 +6,10 @@
 #include "core/pool.h"
 #include "guard/policy.h"
 
-#define PAYLOAD "it puts guest addresses into payloads, which a bounce pool " \
-		"can not follow; give it to the VMM without moat, or wait for " \
-		"a mediator"
+#define PAYLOAD                                                         \
+	"it puts guest addresses into payloads, which a bounce pool "   \
+	"can not follow; give it to the VMM without moat, or wait for " \
+	"a mediator"
 
 /* Request-like devices answer each request; the others hold buffers. */
 #define REQUESTS 5000u
@@ -71,23 +72,40 @@ uint64_t moat_policy_protocol(uint64_t backend)
 	return (backend & pass) | own;
 }
 
+/* Ring features that a queue may have that goes straight to the backend. */
+#define DIRECT_BITS                                                        \
+	(MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
+	 MOAT_BIT(VIRTIO_F_RING_PACKED) | MOAT_BIT(VIRTIO_F_IN_ORDER) |    \
+	 MOAT_BIT(VIRTIO_F_ORDER_PLATFORM) | MOAT_BIT(VIRTIO_F_RING_RESET))
+/* Those that the guard's own ends of a queue know. */
+#define RELAY_BITS \
+	(MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_EVENT_IDX))
+
 uint64_t moat_policy_offer(const struct moat_device_type *type,
+			   enum moat_share_mode mode, bool access_platform,
 			   uint64_t backend)
 {
-	uint64_t f = backend & DEVICE_BITS;
+	uint64_t f = (backend & DEVICE_BITS) | MOAT_BIT(VIRTIO_F_VERSION_1) |
+		     MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
 
 	/*
-	 * Not ACCESS_PLATFORM: the guard bounces, so the driver need not, and
-	 * user-mode Linux, which has no DMA API, fails its probe with -ENOMEM
-	 * once the feature is offered.
+	 * Where the guard bounces all, the driver need not follow the
+	 * platform's DMA layout, and user-mode Linux, which has no DMA API,
+	 * fails its probe with -ENOMEM once the feature is offered.
 	 */
-	f |= MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) |
-	     MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
+	if (mode != MOAT_SHARE_BOUNCE || access_platform)
+		f |= MOAT_BIT(VIRTIO_F_ACCESS_PLATFORM);
+	if (mode == MOAT_SHARE_DIRECT)
+		return f | (backend & DIRECT_BITS);
 	/*
 	 * With indirect tables a driver may build chains longer than the ring;
-	 * the backend can only be given those if it takes tables as well.
+	 * the backend can only be given those if it takes tables as well. In
+	 * mode `auto` a queue may yet go straight to the backend: it has to
+	 * know all that the driver chose.
 	 */
-	f |= backend & MOAT_BIT(VIRTIO_F_INDIRECT_DESC);
+	f |= backend & RELAY_BITS;
+	if (mode != MOAT_SHARE_AUTO)
+		f |= MOAT_BIT(VIRTIO_F_EVENT_IDX);
 	/* The driver has to know how much fits the pool. */
 	if (type->virtio_id == VIRTIO_ID_BLOCK &&
 	    backend & MOAT_BIT(VIRTIO_BLK_F_SEG_MAX))
@@ -95,14 +113,16 @@ uint64_t moat_policy_offer(const struct moat_device_type *type,
 	return f;
 }
 
-uint64_t moat_policy_accept(uint64_t backend, uint64_t driver)
+uint64_t moat_policy_accept(enum moat_share_mode mode, uint64_t backend,
+			    uint64_t driver)
 {
 	uint64_t own = MOAT_BIT(VIRTIO_F_VERSION_1) |
-		       MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |
-		       MOAT_BIT(VIRTIO_F_EVENT_IDX) |
 		       MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
 
-	return backend & ((driver & DEVICE_BITS) | own);
+	/* The legs are one where a queue may go straight through. */
+	if (mode == MOAT_SHARE_DIRECT || mode == MOAT_SHARE_AUTO)
+		return backend & ((driver & (DEVICE_BITS | DIRECT_BITS)) | own);
+	return backend & ((driver & DEVICE_BITS) | RELAY_BITS | own);
 }
 
 static uint32_t get_le32(const uint8_t *p)
@@ -133,8 +153,8 @@ static void clamp_blk(uint32_t *size_max, uint32_t *seg_max, uint64_t limit)
 		*seg_max = *seg_max ? (uint32_t)(limit / (2 * page)) : 1;
 	per_seg = limit / *seg_max / page * page - page;
 	if (!*size_max || *size_max > per_seg)
-		*size_max = per_seg > UINT32_MAX ? UINT32_MAX :
-						   (uint32_t)per_seg;
+		*size_max =
+			per_seg > UINT32_MAX ? UINT32_MAX : (uint32_t)per_seg;
 }
 
 void moat_policy_config(const struct moat_device_type *type,

@@ -42,19 +42,32 @@ const struct moat_device_type *moat_device_type(const char *name);
 /** moat_device_types() - all of them, ended by one without a name */
 const struct moat_device_type *moat_device_types(void);
 
+/** enum moat_share_mode - what the backend sees of guest memory (--share) */
+enum moat_share_mode {
+	MOAT_SHARE_BOUNCE, /* nothing */
+	MOAT_SHARE_DIRECT, /* the guest's pool, which holds rings and buffers */
+	MOAT_SHARE_HYBRID, /* the guest's pool, which holds buffers */
+	MOAT_SHARE_AUTO,   /* direct where that can be had, else bounce */
+};
+
 /** Protocol features that the guard can use towards a backend. */
-#define MOAT_POLICY_BACKEND_PROTOCOL                                     \
-	(MOAT_BIT(VHOST_USER_PROTOCOL_F_MQ) |                            \
-	 MOAT_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK) |                     \
-	 MOAT_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) |                   \
-	 MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |                        \
+#define MOAT_POLICY_BACKEND_PROTOCOL                   \
+	(MOAT_BIT(VHOST_USER_PROTOCOL_F_MQ) |          \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK) |   \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |      \
 	 MOAT_BIT(VHOST_USER_PROTOCOL_F_RESET_DEVICE))
 
 /** moat_policy_protocol() - protocol features to offer to the VMM */
 uint64_t moat_policy_protocol(uint64_t backend);
 
-/** moat_policy_offer() - virtio features to offer to the VMM */
+/**
+ * moat_policy_offer() - virtio features to offer to the VMM
+ * @access_platform: offer ACCESS_PLATFORM in mode `bounce` too
+ * @backend: features that the backend offers
+ */
 uint64_t moat_policy_offer(const struct moat_device_type *type,
+			   enum moat_share_mode mode, bool access_platform,
 			   uint64_t backend);
 
 /**
@@ -62,7 +75,8 @@ uint64_t moat_policy_offer(const struct moat_device_type *type,
  * @backend: features that it offers
  * @driver: features that the driver took from moat_policy_offer()
  */
-uint64_t moat_policy_accept(uint64_t backend, uint64_t driver);
+uint64_t moat_policy_accept(enum moat_share_mode mode, uint64_t backend,
+			    uint64_t driver);
 
 /**
  * moat_policy_config() - bring limits in a config space down to the pool

@@ -27,8 +27,8 @@ struct moat_runner_queue {
 	struct moat_relay_queue relay;
 	struct moat_source kick; /* from the guest; fd -1: it polls us */
 	struct moat_source call; /* from the backend */
-	int kick_fd; /* to the backend */
-	int call_fd; /* to the guest; -1: it does not want any */
+	int kick_fd;		 /* to the backend */
+	int call_fd;		 /* to the guest; -1: it does not want any */
 	/* The queue broke; called once. */
 	void (*broken)(void *arg, const struct moat_fault *fault);
 	void *arg;

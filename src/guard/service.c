@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/udmabuf.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -9,14 +11,13 @@
 #include <unistd.h>
 
 #include "guard/service.h"
-#include "guard/session.h"
 #include "os/child.h"
 #include "os/fd.h"
 #include "os/sandbox.h"
 #include "os/sock.h"
 
 #define BACKEND_START_MS 10000u /* a backend may take to listen */
-#define BACKEND_AGAIN_MS 2000u /* and to listen again */
+#define BACKEND_AGAIN_MS 2000u	/* and to listen again */
 #define CHILD_GRACE_MS 3000u
 
 struct service {
@@ -32,28 +33,30 @@ struct service {
 	bool stopping; /* a signal asked for it */
 	bool child_ended;
 	bool vmm_served; /* at least one */
-	int vmm_fd; /* just accepted, or given; -1: none */
+	int vmm_fd;	 /* just accepted, or given; -1: none */
 };
 
 /*
  * All that the guard needs from here on: its sockets, eventfds, mappings of
  * guest RAM, a pool for each session, and the end of its child.
  */
+/* clang-format off: one a line would be a page */
 static const struct moat_syscall syscalls[] = {
 	{ "read" }, { "write" }, { "recvmsg" }, { "sendmsg" },
 	{ "poll" }, { "ppoll" }, { "epoll_wait" }, { "epoll_pwait" },
 	{ "epoll_ctl" }, { "eventfd2" }, { "close" }, { "fcntl" },
-	{ "accept4" }, { "connect" }, { "socket", AF_UNIX + 1 },
-	{ "socketpair", AF_UNIX + 1 }, { "memfd_create" }, { "ftruncate" },
+	{ "accept4" }, { "connect" }, { "socket", 1, AF_UNIX },
+	{ "socketpair", 1, AF_UNIX }, { "memfd_create" }, { "ftruncate" },
 	{ "fstat" }, { "newfstatat" }, { "munmap" }, { "madvise" },
 	{ "mremap" }, { "brk" }, { "futex" }, { "clock_gettime" },
 	{ "getrandom" }, { "rt_sigprocmask" }, { "rt_sigreturn" },
-	{ "timer_settime" },
-	{ "restart_syscall" }, { "sched_yield" }, { "getpid" }, { "gettid" },
-	{ "pidfd_send_signal" }, { "wait4" }, { "unlink" }, { "unlinkat" },
-	{ "rmdir" }, { "exit" }, { "exit_group" },
+	{ "timer_settime" }, { "restart_syscall" }, { "sched_yield" },
+	{ "getpid" }, { "gettid" }, { "pidfd_send_signal" }, { "wait4" },
+	{ "unlink" }, { "unlinkat" }, { "rmdir" },
+	{ "ioctl", 2, UDMABUF_CREATE }, { "exit" }, { "exit_group" },
 	{ NULL },
 };
+/* clang-format on */
 
 static void on_signal(void *arg, uint32_t events)
 {
@@ -100,6 +103,15 @@ static int watch_signals(struct service *v)
 		return -errno;
 	v->session_config.abort_fd = v->signal_src.fd;
 	return moat_loop_watch(&v->loop, &v->signal_src, false);
+}
+
+/* Before the sandbox: after it nothing can be opened. */
+static void open_udmabuf(struct service *v)
+{
+	v->session_config.udmabuf_fd = -1;
+	if (v->session_config.share != MOAT_SHARE_BOUNCE)
+		v->session_config.udmabuf_fd =
+			open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
 }
 
 static int start_child(struct service *v)
@@ -151,9 +163,9 @@ static int listen_for_vmm(struct service *v)
 	if (v->listen_fd < 0) {
 		log_err(v->log, "can not listen on %s: %s%s", c->socket_path,
 			strerror(-v->listen_fd),
-			v->listen_fd == -EADDRINUSE ?
-				"; another process does, or it is no socket" :
-				"");
+			v->listen_fd == -EADDRINUSE
+				? "; another process does, or it is no socket"
+				: "");
 		return v->listen_fd;
 	}
 	return 0;
@@ -213,8 +225,11 @@ static int judge(struct service *v)
 	switch (s->end) {
 	case MOAT_SESSION_VMM_LEFT:
 		log_info(v->log,
-			 "the VMM has left; %llu of %llu KiB of the pool were "
-			 "used at most",
+			 "the VMM has left; %llu bytes bounced, %llu bytes by "
+			 "reference; %llu of %llu KiB of the pool were used at "
+			 "most",
+			 (unsigned long long)s->bytes_bounced,
+			 (unsigned long long)s->bytes_shared,
 			 (unsigned long long)s->pool.stats.high_water *
 				 (MOAT_SLOT_SIZE / 1024),
 			 (unsigned long long)s->pool_mem.size / 1024);
@@ -247,7 +262,8 @@ static int turn(struct service *v)
 		if (!ret)
 			log_info(v->log, "listening on %s; pool %llu KiB",
 				 v->config->socket_path,
-				 (unsigned long long)v->config->pool_size /
+				 (unsigned long long)
+						 v->session_config.pool_size /
 					 1024);
 	} else if (!ret && first && v->config->fd >= 0) {
 		ret = listen_for_vmm(v);
@@ -256,10 +272,11 @@ static int turn(struct service *v)
 	}
 	if (!ret) {
 		run_session(v);
+		if (v->stopping)
+			moat_session_hurry(s);
+		moat_session_stop(s);
 		ret = judge(v);
 	}
-	if (v->stopping)
-		moat_session_hurry(s);
 	moat_session_close(s);
 	return ret == -EINTR ? 1 : ret;
 }
@@ -271,6 +288,7 @@ static void clean_up(struct service *v)
 	moat_fd_close(&v->listen_fd);
 	moat_fd_close(&v->vmm_fd);
 	moat_child_stop(&v->child, CHILD_GRACE_MS);
+	moat_fd_close(&v->session_config.udmabuf_fd);
 	moat_loop_fini(&v->loop);
 	free(v->session);
 }
@@ -282,11 +300,7 @@ int moat_service_run(const struct moat_service_config *config,
 		.config = config,
 		.log = log,
 		.session = calloc(1, sizeof(*v.session)),
-		.session_config = {
-			.type = config->type,
-			.pool_size = config->pool_size,
-			.poll_us = config->poll_us,
-		},
+		.session_config = config->session,
 		.child = { .pidfd = -1, .fd = -1 },
 		.listen_fd = -1,
 		.vmm_fd = -1,
@@ -301,6 +315,7 @@ int moat_service_run(const struct moat_service_config *config,
 	ret = moat_loop_init(&v.loop);
 	if (!ret)
 		ret = watch_signals(&v);
+	open_udmabuf(&v);
 	if (!ret)
 		ret = moat_alarm_init(&v.alarm);
 	v.session_config.alarm = ret ? NULL : &v.alarm;

@@ -13,17 +13,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "guard/policy.h"
+#include "guard/session.h"
 #include "os/log.h"
 
 struct moat_service_config {
-	const struct moat_device_type *type;
-	const char *socket_path; /* listen here, or ... */
-	int fd; /* ... serve this connection; -1 for none */
+	struct moat_session_config session; /* its fds are the service's */
+	const char *socket_path;	    /* listen here, or ... */
+	int fd;		     /* ... serve this connection; -1 for none */
 	const char *backend; /* connect here, or ... */
-	char *const *exec; /* ... start this; NULL for none */
-	uint64_t pool_size; /* bytes */
-	uint32_t poll_us;
+	char *const *exec;   /* ... start this; NULL for none */
 	bool once;
 	bool seccomp;
 };

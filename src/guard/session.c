@@ -7,7 +7,6 @@
 #include "guard/vring.h"
 #include "os/clock.h"
 #include "os/fd.h"
-#include "os/mem.h"
 
 /* Of a backend that says nothing about its number of queues. */
 #define VRINGS_DEFAULT 8u
@@ -32,9 +31,9 @@ static void finish(struct moat_session *s, enum moat_session_end end)
 static int from_backend(struct moat_session *s, int ret)
 {
 	if (s->client.dead)
-		finish(s, ret == -EPIPE || ret == -ECONNRESET ?
-				  MOAT_SESSION_BACKEND_GONE :
-				  MOAT_SESSION_BACKEND_BROKEN);
+		finish(s, ret == -EPIPE || ret == -ECONNRESET
+				  ? MOAT_SESSION_BACKEND_GONE
+				  : MOAT_SESSION_BACKEND_BROKEN);
 	return ret;
 }
 
@@ -104,11 +103,11 @@ static int op_set_features(void *dev, uint64_t features)
 		return -EBUSY;
 	}
 	s->accepted = features;
-	return from_backend(s,
-			    moat_vu_client_set_u64(
-				    &s->client, VHOST_USER_SET_FEATURES,
-				    moat_policy_accept(s->client.features,
-						       features)));
+	s->forwarded = moat_policy_accept(s->config->share, s->client.features,
+					  features);
+	return from_backend(s, moat_vu_client_set_u64(&s->client,
+						      VHOST_USER_SET_FEATURES,
+						      s->forwarded));
 }
 
 static int op_get_protocol_features(void *dev, uint64_t *features)
@@ -145,8 +144,7 @@ static int op_reset(void *dev)
 
 	stop_all(s);
 	s->status = 0;
-	if (!moat_vu_client_has(&s->client,
-				VHOST_USER_PROTOCOL_F_RESET_DEVICE))
+	if (!moat_vu_client_has(&s->client, VHOST_USER_PROTOCOL_F_RESET_DEVICE))
 		return from_backend(s, s->client.dead ? -EPIPE : 0);
 	return from_backend(s, moat_vu_client_simple(&s->client,
 						     VHOST_USER_RESET_DEVICE));
@@ -165,70 +163,31 @@ static int op_get_queue_num(void *dev, uint64_t *num)
 static int op_get_max_mem_slots(void *dev, uint64_t *num)
 {
 	(void)dev;
-	*num = MOAT_SESSION_REGIONS_MAX;
+	*num = MOAT_GUEST_REGIONS_MAX;
 	return 0;
 }
 
-static int map_region(struct moat_session *s, struct moat_memmap *map,
-		      const struct moat_vu_mem_region *r, int fd)
-{
-	struct moat_region region = {
-		.guest_addr = r->guest_addr,
-		.size = r->size,
-		.user_addr = r->user_addr,
-	};
-	int ret = moat_mem_map(fd, r->mmap_offset, r->size, &region.host);
-
-	if (!ret && moat_memmap_add(map, &region)) {
-		moat_mem_unmap(region.host, region.size);
-		ret = -EEXIST;
-	}
-	if (ret)
-		log_err(s->log,
-			"memory region of 0x%llx bytes at guest address 0x%llx "
-			"(user 0x%llx, offset 0x%llx) refused: %s",
-			U(r->size), U(r->guest_addr), U(r->user_addr),
-			U(r->mmap_offset),
-			ret == -EEXIST ? "it wraps, overlaps another, or is "
-					 "one too many" :
-			ret == -ERANGE ? "its fd is shorter than that" :
-					 strerror(-ret));
-	return ret;
-}
-
-static void unmap_all(struct moat_memmap *map)
-{
-	for (uint32_t i = 0; i < map->n; i++)
-		moat_mem_unmap(map->regions[i].host, map->regions[i].size);
-	map->n = 0;
-}
-
-/* Find the rings of running queues in the new map; a lost one is stopped. */
-static int remap_rings(struct moat_session *s)
+/* Guest RAM changed: find the rings of running queues again. */
+static int after_memory_change(struct moat_session *s)
 {
 	int ret = 0;
 
 	for (uint32_t i = 0; i < s->max_vrings; i++) {
 		struct moat_vring_ctl *v = s->vrings[i];
-		int err;
 
-		if (!v || !v->started)
+		if (!v || !v->started || !moat_vring_remap(v))
 			continue;
-		err = moat_vring_remap(v);
-		if (err) {
-			ret = err;
-			/* Requests may still come back: not to this ring. */
-			moat_fault_set(&v->rq.relay.dev.fault,
-				       MOAT_FAULT_ADDRESS, v->addr.used, 0);
-			log_err(s->log,
-				"queue %u: its ring is no longer in guest "
-				"memory: the session ends",
-				i);
-		}
+		ret = -EFAULT;
+		log_err(s->log,
+			"queue %u: its ring is no longer in guest memory: the "
+			"session ends",
+			i);
 	}
-	/* The data plane must not touch what is no longer mapped. */
 	if (ret)
 		finish(s, MOAT_SESSION_VMM_REFUSED);
+	/* A backend that has a table is told of the new one at once. */
+	else if (s->table_sent)
+		ret = moat_session_send_table(s, false);
 	return ret;
 }
 
@@ -236,48 +195,26 @@ static int op_set_mem_table(void *dev, const struct moat_vu_mem_region *r,
 			    uint32_t n, int *fds)
 {
 	struct moat_session *s = dev;
-	struct moat_region regions[MOAT_VU_REGIONS_MAX];
-	struct moat_memmap map;
-	int ret = 0;
+	int ret = moat_guest_mem_set(&s->mem, r, n, fds);
 
-	/* All or nothing: the old table stands until the new one is whole. */
-	moat_memmap_init(&map, regions, MOAT_VU_REGIONS_MAX);
-	for (uint32_t i = 0; !ret && i < n; i++)
-		ret = map_region(s, &map, &r[i], fds[i]);
-	if (ret) {
-		unmap_all(&map);
-		return ret;
-	}
-	unmap_all(&s->memmap);
-	memcpy(s->regions, regions, n * sizeof(*regions));
-	s->memmap.n = n;
-	s->memmap.last = 0;
-	return remap_rings(s);
+	return ret ? ret : after_memory_change(s);
 }
 
 static int op_add_mem_region(void *dev, const struct moat_vu_mem_region *r,
 			     int *fd)
 {
 	struct moat_session *s = dev;
+	int ret = moat_guest_mem_add(&s->mem, r, *fd);
 
-	return map_region(s, &s->memmap, r, *fd);
+	return ret ? ret : after_memory_change(s);
 }
 
 static int op_del_mem_region(void *dev, const struct moat_vu_mem_region *r)
 {
 	struct moat_session *s = dev;
-	struct moat_region gone;
+	int ret = moat_guest_mem_del(&s->mem, r);
 
-	if (moat_memmap_del(&s->memmap, r->guest_addr, r->user_addr, r->size,
-			    &gone)) {
-		log_err(s->log,
-			"REM_MEM_REG of 0x%llx bytes at guest address 0x%llx: "
-			"there is no such region: refused",
-			U(r->size), U(r->guest_addr));
-		return -ENOENT;
-	}
-	moat_mem_unmap(gone.host, gone.size);
-	return remap_rings(s);
+	return ret ? ret : after_memory_change(s);
 }
 
 /* ---- queues ---- */
@@ -289,12 +226,18 @@ static struct moat_vring_ctl *stopped_vring(struct moat_session *s,
 	struct moat_vring_ctl *v = vring_of(s, index);
 
 	if (v && v->started) {
-		log_err(s->log, "queue %u: %s while it runs: refused; stop it "
-				"with GET_VRING_BASE first",
+		log_err(s->log,
+			"queue %u: %s while it runs: refused; stop it "
+			"with GET_VRING_BASE first",
 			index, what);
 		return NULL;
 	}
 	return v;
+}
+
+static bool is_packed(const struct moat_session *s)
+{
+	return s->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
 }
 
 static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
@@ -304,7 +247,9 @@ static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
 
 	if (!v)
 		return -EINVAL;
-	if (!moat_vring_num_ok(num)) {
+	/* Only a split ring has to be a power of two (2.7; packed: 2.8.10). */
+	if (!moat_vring_num_ok(num) &&
+	    (!is_packed(s) || !num || num > MOAT_VRING_NUM_MAX)) {
 		log_err(s->log,
 			"queue %u: size %u is no power of two from 1 to %u: "
 			"refused; fix the guest's driver",
@@ -340,9 +285,10 @@ static int op_set_vring_base(void *dev, uint32_t index, uint32_t base)
 
 	if (!v)
 		return -EINVAL;
-	if (base > UINT16_MAX) {
+	if (base > UINT16_MAX && !is_packed(s)) {
 		log_err(s->log,
-			"queue %u: base %u is no index of a split ring: refused",
+			"queue %u: base %u is no index of a split ring: "
+			"refused",
 			index, base);
 		return -EINVAL;
 	}
@@ -363,21 +309,51 @@ static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 	return ret;
 }
 
-/* The backend gets the pool just before its first queue. */
-static int send_pool(struct moat_session *s)
+bool moat_session_has_enable(const struct moat_session *s)
 {
-	struct moat_vu_mem_region r = {
-		.guest_addr = MOAT_POOL_GUEST_ADDR,
-		.size = s->pool_mem.size,
-		.user_addr = MOAT_POOL_USER_ADDR,
-	};
-	int ret;
+	return s->forwarded & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
+}
 
-	if (s->pool_sent)
+/* The pool first, then what is shared: at most eight in all. */
+int moat_session_send_table(struct moat_session *s, bool relayed)
+{
+	const struct moat_shareset *set = &s->mem.share;
+	bool shares = s->config->share != MOAT_SHARE_BOUNCE;
+	struct moat_vu_mem_region r[MOAT_VU_REGIONS_MAX];
+	int fds[MOAT_VU_REGIONS_MAX], ret;
+	uint32_t n = 0;
+
+	if (s->table_sent && (!relayed || s->pool_sent) &&
+	    !(shares && s->mem.share_changed))
 		return 0;
-	ret = moat_vu_client_set_mem(&s->client, &r, s->pool_mem.fd);
-	s->pool_sent = !ret;
-	return from_backend(s, ret);
+	if (relayed || s->pool_sent) {
+		r[n] = (struct moat_vu_mem_region){
+			.guest_addr = MOAT_POOL_GUEST_ADDR,
+			.size = s->pool_mem.size,
+			.user_addr = MOAT_POOL_USER_ADDR,
+		};
+		fds[n++] = s->pool_mem.fd;
+	}
+	for (uint32_t i = 0; shares && i < set->n; i++) {
+		r[n] = (struct moat_vu_mem_region){
+			.guest_addr = set->regions[i].guest_addr,
+			.size = set->regions[i].size,
+			.user_addr = MOAT_SHARED_USER_ADDR +
+				     set->regions[i].guest_addr,
+		};
+		fds[n++] = set->regions[i].fd;
+	}
+	ret = moat_vu_client_set_mem(&s->client, r, n, fds);
+	if (ret)
+		return from_backend(s, ret);
+	s->table_sent = true;
+	s->pool_sent |= relayed;
+	s->mem.share_changed = false;
+	/* What segments may pass by reference: what the backend has. */
+	if (shares)
+		s->runner.relay.dma.shared = set->ranges;
+	s->runner.relay.dma.nshared = shares ? set->n : 0;
+	return 0;
 }
 
 static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
@@ -401,8 +377,7 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
 	if (!(s->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
 		v->enabled = true;
-	ret = send_pool(s);
-	return ret ? ret : from_backend(s, moat_vring_start(v));
+	return from_backend(s, moat_vring_start(v));
 }
 
 static int op_set_vring_call(void *dev, uint32_t index, int *fd)
@@ -411,8 +386,7 @@ static int op_set_vring_call(void *dev, uint32_t index, int *fd)
 
 	if (!v)
 		return -EINVAL;
-	moat_vring_set_call_fd(v, fd);
-	return 0;
+	return from_backend(dev, moat_vring_set_call_fd(v, fd));
 }
 
 static int op_set_vring_err(void *dev, uint32_t index, int *fd)
@@ -450,10 +424,10 @@ static uint64_t request_limit(const struct moat_session *s)
 static int op_get_config(void *dev, struct moat_vu_config *config)
 {
 	struct moat_session *s = dev;
-	int ret = from_backend(s,
-			       moat_vu_client_get_config(&s->client, config));
+	int ret =
+		from_backend(s, moat_vu_client_get_config(&s->client, config));
 
-	if (!ret)
+	if (!ret && s->config->share != MOAT_SHARE_DIRECT)
 		moat_policy_config(s->config->type, config, request_limit(s));
 	return ret;
 }
@@ -479,15 +453,16 @@ static int op_set_status(void *dev, uint64_t status)
 	struct moat_session *s = dev;
 
 	if (status > UINT8_MAX) {
-		log_err(s->log, "SET_STATUS with 0x%llx: refused; it has 8 bits",
+		log_err(s->log,
+			"SET_STATUS with 0x%llx: refused; it has 8 bits",
 			U(status));
 		return -EINVAL;
 	}
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
 	if (!status)
 		stop_all(s);
-	s->status = status ? status | (s->status & VIRTIO_STATUS_NEEDS_RESET) :
-			     0;
+	s->status =
+		status ? status | (s->status & VIRTIO_STATUS_NEEDS_RESET) : 0;
 	return from_backend(s, s->client.dead ? -EPIPE : 0);
 }
 
@@ -638,8 +613,8 @@ static int make_pool(struct moat_session *s)
 	int ret = moat_pool_mem_create(&s->pool_mem, s->config->pool_size);
 
 	if (!ret) {
-		s->pool_bits = calloc(moat_pool_words(slots),
-				      sizeof(*s->pool_bits));
+		s->pool_bits =
+			calloc(moat_pool_words(slots), sizeof(*s->pool_bits));
 		ret = s->pool_bits ? 0 : -ENOMEM;
 	}
 	if (ret) {
@@ -649,7 +624,7 @@ static int make_pool(struct moat_session *s)
 	}
 	moat_pool_init(&s->pool, slots, s->pool_bits);
 	s->runner.relay.dma = (struct moat_dma){
-		.guest = &s->memmap,
+		.guest = &s->mem.map,
 		.pool = &s->pool,
 		.pool_host = s->pool_mem.host,
 		.pool_addr = MOAT_POOL_GUEST_ADDR,
@@ -681,9 +656,10 @@ static int ask_backend(struct moat_session *s)
 		log_err(s->log, "the backend says that it has no queues");
 		return -EPROTO;
 	}
-	s->max_vrings = num > MOAT_VU_VRINGS_MAX ? MOAT_VU_VRINGS_MAX :
-						   (uint32_t)num;
-	s->offered = moat_policy_offer(s->config->type, c->features);
+	s->max_vrings =
+		num > MOAT_VU_VRINGS_MAX ? MOAT_VU_VRINGS_MAX : (uint32_t)num;
+	s->offered = moat_policy_offer(s->config->type, s->config->share,
+				       s->config->access_platform, c->features);
 	s->protocol_offered = moat_policy_protocol(c->protocol_features);
 	return 0;
 }
@@ -704,7 +680,8 @@ int moat_session_open(struct moat_session *s,
 		.pool_mem = { .fd = -1 },
 		.channel_tokens = CHANNEL_BURST,
 	};
-	moat_memmap_init(&s->memmap, s->regions, MOAT_SESSION_REGIONS_MAX);
+	moat_guest_mem_init(&s->mem, log, config->pools, config->npools,
+			    config->udmabuf_fd);
 	moat_vu_conn_init(&s->vmm_channel, -1);
 	moat_vu_server_init(&s->server, -1, &ops, s, log);
 	moat_vu_client_init(&s->client, fd, config->abort_fd, log);
@@ -736,6 +713,11 @@ void moat_session_hurry(struct moat_session *s)
 	s->client.reply_ms = HURRY_REPLY_MS;
 }
 
+void moat_session_stop(struct moat_session *s)
+{
+	stop_all(s);
+}
+
 void moat_session_close(struct moat_session *s)
 {
 	moat_loop_unwatch(s->loop, &s->server_src);
@@ -748,7 +730,7 @@ void moat_session_close(struct moat_session *s)
 	moat_vu_server_close(&s->server);
 	moat_vu_client_close(&s->client);
 	moat_vu_conn_close(&s->vmm_channel);
-	unmap_all(&s->memmap);
+	moat_guest_mem_fini(&s->mem);
 	if (s->pool_mem.host)
 		moat_pool_mem_destroy(&s->pool_mem);
 	free(s->pool_bits);

@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "guard/memory.h"
 #include "guard/policy.h"
 #include "guard/runner.h"
 #include "os/log.h"
@@ -28,11 +29,11 @@
 #include "vu/client.h"
 #include "vu/server.h"
 
-/* Regions that a VMM may add; each costs a mapping here. */
-#define MOAT_SESSION_REGIONS_MAX 509u
-
-/* Where the pool and its rings are for the backend: no address of anybody. */
-#define MOAT_POOL_GUEST_ADDR UINT64_C(0x100000000)
+/*
+ * Where the pool and its rings are for the backend: no address of anybody. The
+ * guest address is above what guests use, for shared memory keeps its own.
+ */
+#define MOAT_POOL_GUEST_ADDR (UINT64_C(1) << 46)
 #define MOAT_POOL_USER_ADDR UINT64_C(0x700000000000)
 
 struct moat_vring_ctl;
@@ -40,7 +41,12 @@ struct moat_vring_ctl;
 /** struct moat_session_config - what does not change from VMM to VMM */
 struct moat_session_config {
 	const struct moat_device_type *type;
-	uint64_t pool_size; /* bytes, a multiple of MOAT_SLOT_SIZE */
+	enum moat_share_mode share;
+	const struct moat_dma_range *pools; /* the guest's own (--pool) */
+	uint32_t npools;
+	int udmabuf_fd;	      /* /dev/udmabuf; -1: not there */
+	bool access_platform; /* offer it even where the guard bounces all */
+	uint64_t pool_size;   /* bytes, a multiple of MOAT_SLOT_SIZE */
 	uint32_t poll_us;
 	int abort_fd; /* readable: stop waiting for anybody */
 	struct moat_alarm *alarm; /* ends calls that a peer made block */
@@ -65,24 +71,29 @@ struct moat_session {
 	struct moat_source server_src, client_src, channel_src;
 	struct moat_vu_conn vmm_channel; /* our requests to the VMM */
 
-	uint64_t offered; /* virtio features, to the VMM */
-	uint64_t accepted; /* by the driver */
+	uint64_t offered;   /* virtio features, to the VMM */
+	uint64_t accepted;  /* by the driver */
+	uint64_t forwarded; /* to the backend */
 	uint64_t protocol_offered;
 	uint32_t max_vrings;
 	uint64_t status;
 
-	struct moat_memmap memmap;
-	struct moat_region regions[MOAT_SESSION_REGIONS_MAX];
+	struct moat_guest_mem mem;
 
 	struct moat_pool_mem pool_mem;
 	struct moat_pool pool;
 	uint64_t *pool_bits;
-	bool pool_sent; /* the backend has it */
+	bool table_sent; /* the backend has a memory table ... */
+	bool pool_sent;	 /* ... with the pool in it */
 	struct moat_runner runner;
 	struct moat_vring_ctl *vrings[MOAT_VU_VRINGS_MAX];
 
-	bool config_changed; /* to be passed on when legal */
-	uint64_t config_next_ns; /* not before */
+	uint64_t bytes_bounced, bytes_shared; /* by queues that have ended */
+	int mode_said;	/* last choice logged: 1 direct (hybrid), 2 bounce */
+	bool impatient; /* the backend kept requests when a queue stopped */
+
+	bool config_changed;	  /* to be passed on when legal */
+	uint64_t config_next_ns;  /* not before */
 	uint64_t channel_next_ns; /* paused until; 0: not paused */
 	uint32_t channel_tokens;
 };
@@ -115,6 +126,18 @@ int moat_session_step(struct moat_session *s);
  * nor looks any more whether to give up waiting.
  */
 void moat_session_hurry(struct moat_session *s);
+
+/**
+ * moat_session_send_table() - the backend's memory table, if it has to change
+ * @relayed: a relayed queue is about to start, which needs the pool in it
+ */
+int moat_session_send_table(struct moat_session *s, bool relayed);
+
+/** moat_session_has_enable() - does the backend know SET_VRING_ENABLE? */
+bool moat_session_has_enable(const struct moat_session *s);
+
+/** moat_session_stop() - stop all queues, as well as the backend lets us */
+void moat_session_stop(struct moat_session *s);
 
 /** moat_session_close() - stop the queues, close and free everything */
 void moat_session_close(struct moat_session *s);

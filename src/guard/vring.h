@@ -8,7 +8,8 @@
  *
  * Messages edit the configuration of a stopped queue; the data plane is built
  * from it whole, at the start, or not at all. Only fds, enabling and the
- * mapping of guest RAM change while it runs.
+ * mapping of guest RAM change while it runs. A started queue is either relayed
+ * (relayed.h) or direct (direct.h).
  */
 #ifndef MOAT_GUARD_VRING_H
 #define MOAT_GUARD_VRING_H
@@ -35,19 +36,37 @@ struct moat_vring_ctl {
 
 	/* while started */
 	bool started;
+	bool direct; /* no part of what follows is in use */
 	struct moat_runner_queue rq;
 	struct moat_run ring_run; /* the backend's ring, in the pool */
-	uint64_t ring_addr; /* its address for the backend */
-	int back_call_fd; /* the backend calls us on it */
+	int back_call_fd;	  /* the backend calls us on it */
 	void *storage;
 };
+
+/** struct moat_ring_sizes - bytes of a ring's three parts */
+struct moat_ring_sizes {
+	uint32_t desc, avail, used;
+};
+
+/** moat_vring_sizes() - for its size and format (split or packed) */
+struct moat_ring_sizes moat_vring_sizes(const struct moat_vring_ctl *v);
+
+/**
+ * moat_vring_tell_backend() - all that starts a queue there, in QEMU's order
+ * @addr: ring addresses for the backend
+ * @err_fd: -1 for none
+ */
+int moat_vring_tell_backend(struct moat_vring_ctl *v,
+			    const struct moat_vu_vring_addr *addr,
+			    uint32_t base, int kick_fd, int call_fd,
+			    int err_fd);
 
 /** moat_vring_new() - a stopped queue; NULL without memory */
 struct moat_vring_ctl *moat_vring_new(struct moat_session *s, uint32_t index);
 void moat_vring_free(struct moat_vring_ctl *v);
 
 /**
- * moat_vring_start() - build both ends and tell the backend
+ * moat_vring_start() - start it, relayed or direct as the share mode says
  *
  * Return: 0, or a negative errno, logged, with the queue stopped.
  */
@@ -66,11 +85,17 @@ int moat_vring_stop(struct moat_vring_ctl *v);
 /** moat_vring_enable() - let requests through, or not; tells the backend */
 int moat_vring_enable(struct moat_vring_ctl *v, bool enable);
 
-/** moat_vring_remap() - guest RAM moved: find the guest's ring again */
+/**
+ * moat_vring_remap() - guest RAM changed: find the guest's ring again
+ *
+ * Return: 0, or a negative errno: the ring is gone, and nothing touches it
+ * from now on; the session has to end.
+ */
 int moat_vring_remap(struct moat_vring_ctl *v);
 
 /** moat_vring_set_kick_fd() - replace it, also while started */
 int moat_vring_set_kick_fd(struct moat_vring_ctl *v, int *fd);
-void moat_vring_set_call_fd(struct moat_vring_ctl *v, int *fd);
+/** moat_vring_set_call_fd() - replace it, also while started */
+int moat_vring_set_call_fd(struct moat_vring_ctl *v, int *fd);
 
 #endif

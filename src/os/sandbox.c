@@ -34,10 +34,10 @@ static int allow(scmp_filter_ctx ctx, const struct moat_syscall *s)
 
 	if (nr == __NR_SCMP_ERROR || nr < 0)
 		return 0;
-	if (s->arg0_plus1)
+	if (s->arg)
 		return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 1,
-					SCMP_A0(SCMP_CMP_EQ,
-						s->arg0_plus1 - 1));
+					SCMP_CMP(s->arg - 1, SCMP_CMP_EQ,
+						 s->value));
 	return seccomp_rule_add(ctx, SCMP_ACT_ALLOW, nr, 0);
 }
 

@@ -19,14 +19,16 @@
  */
 int moat_sandbox_privileges(void);
 
-/** struct moat_syscall - one that stays allowed */
+/**
+ * struct moat_syscall - one that stays allowed
+ * @name: NULL ends a list
+ * @arg: with @value: only if argument number @arg - 1 has that value (an
+ *	allowed socket() is still not any socket); 0: with any arguments
+ */
 struct moat_syscall {
 	const char *name;
-	/*
-	 * 0, or the first argument has to be this value + 1 (socket families:
-	 * an allowed socket() call is still not any socket).
-	 */
-	unsigned int arg0_plus1;
+	unsigned int arg;
+	unsigned long value;
 };
 
 /**

@@ -169,12 +169,16 @@ int moat_vu_client_simple(struct moat_vu_client *c, uint32_t request)
 }
 
 int moat_vu_client_set_mem(struct moat_vu_client *c,
-			   const struct moat_vu_mem_region *region, int fd)
+			   const struct moat_vu_mem_region *regions, uint32_t n,
+			   const int *fds)
 {
-	struct moat_vu_mem_table t = { .nregions = 1, .regions = { *region } };
+	struct moat_vu_mem_table t = { .nregions = n };
 
-	return call(c, VHOST_USER_SET_MEM_TABLE, &t, 8 + sizeof(*region), &fd,
-		    1);
+	if (n > MOAT_VU_REGIONS_MAX)
+		return -EINVAL;
+	memcpy(t.regions, regions, n * sizeof(*regions));
+	return call(c, VHOST_USER_SET_MEM_TABLE, &t,
+		    8 + n * (uint32_t)sizeof(*regions), fds, (int)n);
 }
 
 int moat_vu_client_vring(struct moat_vu_client *c, uint32_t request,

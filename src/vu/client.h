@@ -66,8 +66,10 @@ int moat_vu_client_get_u64(struct moat_vu_client *c, uint32_t request,
 int moat_vu_client_set_u64(struct moat_vu_client *c, uint32_t request,
 			   uint64_t value);
 int moat_vu_client_simple(struct moat_vu_client *c, uint32_t request);
+/* @n regions, at most MOAT_VU_REGIONS_MAX, with an fd each */
 int moat_vu_client_set_mem(struct moat_vu_client *c,
-			   const struct moat_vu_mem_region *region, int fd);
+			   const struct moat_vu_mem_region *regions, uint32_t n,
+			   const int *fds);
 int moat_vu_client_vring(struct moat_vu_client *c, uint32_t request,
 			 uint32_t index, uint32_t num);
 int moat_vu_client_vring_addr(struct moat_vu_client *c,

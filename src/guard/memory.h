@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Guest memory as the VMM gives it: mapped here, and shared with the backend
+ * as far as the share set goes.
+ */
+#ifndef MOAT_GUARD_MEMORY_H
+#define MOAT_GUARD_MEMORY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/memmap.h"
+#include "guard/shareset.h"
+#include "os/log.h"
+#include "vu/proto.h"
+
+/* Regions that a VMM may add; each costs a mapping here. */
+#define MOAT_GUEST_REGIONS_MAX 509u
+
+struct moat_guest_mem {
+	struct moat_memmap map;
+	struct moat_region regions[MOAT_GUEST_REGIONS_MAX];
+	struct moat_shareset share;
+	bool share_changed; /* since the backend was last told */
+	struct moat_log *log;
+};
+
+/** moat_guest_mem_init() - no memory yet; the arguments as in shareset.h */
+void moat_guest_mem_init(struct moat_guest_mem *mem, struct moat_log *log,
+			 const struct moat_dma_range *pools, uint32_t npools,
+			 int udmabuf_fd);
+void moat_guest_mem_fini(struct moat_guest_mem *mem);
+
+/**
+ * moat_guest_mem_set() - all regions at once (SET_MEM_TABLE)
+ * @fds: one each; they stay the caller's
+ *
+ * All or nothing: on failure the old table stands.
+ *
+ * Return: 0 or a negative errno, logged.
+ */
+int moat_guest_mem_set(struct moat_guest_mem *mem,
+		       const struct moat_vu_mem_region *regions, uint32_t n,
+		       const int *fds);
+
+/** moat_guest_mem_add() - one more (ADD_MEM_REG) */
+int moat_guest_mem_add(struct moat_guest_mem *mem,
+		       const struct moat_vu_mem_region *region, int fd);
+
+/** moat_guest_mem_del() - one less (REM_MEM_REG) */
+int moat_guest_mem_del(struct moat_guest_mem *mem,
+		       const struct moat_vu_mem_region *region);
+
+#endif

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "guard/relayed.h"
+#include "guard/session.h"
+#include "os/clock.h"
+#include "os/fd.h"
+
+/* A stopping queue waits this long in all for requests under way. */
+#define DRAIN_TOTAL_MS 10000u
+/* And this long once another queue of the session has waited in vain. */
+#define DRAIN_IMPATIENT_MS 50u
+/* Room for requests below this is no use to any driver. */
+#define ROOM_MIN (8u * MOAT_SLOT_SIZE)
+
+/* The data plane found the queue broken: say it once, everywhere. */
+static void on_broken(void *arg, const struct moat_fault *fault)
+{
+	struct moat_vring_ctl *v = arg;
+	struct moat_session *s = v->session;
+
+	if (fault->code == MOAT_FAULT_TOO_BIG)
+		log_err(s->log,
+			"queue %u broken: a request needs %llu bytes of pool "
+			"in one piece and at most %llu can be had; use "
+			"--pool-size=%lluM or more",
+			v->index, (unsigned long long)fault->value,
+			(unsigned long long)fault->limit,
+			(unsigned long long)(2 * fault->value +
+					     s->pool.carved_end *
+						     (uint64_t)MOAT_SLOT_SIZE +
+					     MOAT_BIT(20)) >>
+				20);
+	else
+		log_err(s->log,
+			"queue %u broken: %s (value 0x%llx, limit 0x%llx); %s",
+			v->index, moat_fault_text(fault->code),
+			(unsigned long long)fault->value,
+			(unsigned long long)fault->limit,
+			moat_fault_cure(fault->code));
+	s->status |= VIRTIO_STATUS_NEEDS_RESET;
+	s->config_changed = true;
+	moat_eventfd_signal(v->err_fd);
+}
+
+/* Private memory of one queue, in one piece. */
+struct storage {
+	uint8_t *outstanding;
+	struct moat_drvq_desc *descs;
+	struct moat_dma_req *reqs;
+	struct moat_dma_chunk *chunks;
+	uint64_t *share_bits;
+};
+
+static int get_storage(struct moat_vring_ctl *v, uint32_t share_slots,
+		       struct storage *st)
+{
+	size_t descs = v->num * sizeof(*st->descs);
+	size_t reqs = v->num * sizeof(*st->reqs);
+	size_t chunks = moat_dma_chunks(v->num) * sizeof(*st->chunks);
+	size_t bits = moat_pool_words(share_slots) * sizeof(uint64_t);
+	uint8_t *p = calloc(1, descs + reqs + chunks + bits +
+				       moat_devq_storage(v->num));
+
+	if (!p)
+		return -ENOMEM;
+	v->storage = p;
+	st->descs = (void *)p;
+	st->reqs = (void *)(p + descs);
+	st->chunks = (void *)(p + descs + reqs);
+	st->share_bits = (void *)(p + descs + reqs + chunks);
+	st->outstanding = p + descs + reqs + chunks + bits;
+	return 0;
+}
+
+static uint64_t round_up(uint64_t v, uint64_t to)
+{
+	return (v + to - 1) / to * to;
+}
+
+/* The backend's ring: one piece of the pool for all three parts. */
+static int make_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
+			  struct moat_vu_vring_addr *addr)
+{
+	uint64_t avail = moat_vring_desc_size(v->num);
+	uint64_t used = round_up(avail + moat_vring_avail_size(v->num), 64);
+	uint64_t size = used + moat_vring_used_size(v->num), at;
+	uint8_t *p = moat_dma_alloc_coherent(&v->session->runner.relay.dma,
+					     size, &at, &v->ring_run);
+
+	if (!p)
+		return -ENOSPC;
+	*ring = (struct moat_vring){
+		.desc = p,
+		.avail = p + avail,
+		.used = p + used,
+		.num = (uint16_t)v->num,
+	};
+	at = at - MOAT_POOL_GUEST_ADDR + MOAT_POOL_USER_ADDR;
+	*addr = (struct moat_vu_vring_addr){
+		.index = v->index,
+		.desc = at,
+		.avail = at + avail,
+		.used = at + used,
+	};
+	return 0;
+}
+
+/* A pool that would do: this queue's size, for all queues, plus as much room.
+ */
+static uint64_t pool_needed(const struct moat_vring_ctl *v)
+{
+	uint64_t fixed =
+		round_up(26u * v->num + 128, MOAT_SLOT_SIZE) +
+		round_up((uint64_t)v->num * MOAT_DMA_CELL, MOAT_SLOT_SIZE);
+
+	return round_up(v->session->max_vrings * (fixed + 2 * ROOM_MIN),
+			MOAT_BIT(20));
+}
+
+static int build(struct moat_vring_ctl *v, const struct moat_vring *front,
+		 struct moat_vu_vring_addr *addr)
+{
+	struct moat_session *s = v->session;
+	struct moat_dma *dma = &s->runner.relay.dma;
+	struct moat_relay_queue *q = &v->rq.relay;
+	uint32_t share = s->pool.slots / 2 / s->max_vrings;
+	struct moat_vring back;
+	struct storage st;
+	int ret = get_storage(v, share, &st);
+
+	if (ret)
+		return ret;
+	*q = (struct moat_relay_queue){ .reqs = st.reqs };
+	ret = make_back_ring(v, &back, addr);
+	if (!ret && moat_dma_queue_init(dma, &q->dma, v->num, st.chunks))
+		ret = -ENOSPC;
+	/* Without a share of its own the queue lives on the common part. */
+	if (!ret)
+		moat_share_open(&s->pool, &q->dma.share, share, st.share_bits);
+	if (!ret && moat_pool_limit(&s->pool, &q->dma.share) < ROOM_MIN >>
+			    MOAT_SLOT_SHIFT)
+		ret = -ENOSPC;
+	if (ret) {
+		log_err(s->log,
+			"queue %u: the pool of %llu KiB is too small for its "
+			"queues (%u of size %u): refused; use "
+			"--pool-size=%lluM "
+			"or more",
+			v->index, (unsigned long long)s->pool_mem.size >> 10,
+			s->max_vrings, v->num,
+			(unsigned long long)pool_needed(v) >> 20);
+		return ret;
+	}
+	moat_devq_init(&q->dev, front, st.outstanding, (uint16_t)v->base,
+		       s->accepted & MOAT_BIT(VIRTIO_F_EVENT_IDX),
+		       s->accepted & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
+	moat_drvq_init(&q->drv, &back, st.descs,
+		       s->forwarded & MOAT_BIT(VIRTIO_F_EVENT_IDX),
+		       s->forwarded & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
+	q->enabled = v->enabled;
+	return 0;
+}
+
+/* Undo build() and make_fds(), however far they got. */
+static void tear_down(struct moat_vring_ctl *v)
+{
+	struct moat_dma *dma = &v->session->runner.relay.dma;
+
+	moat_dma_queue_fini(dma, &v->rq.relay.dma);
+	moat_dma_free_coherent(dma, &v->ring_run);
+	moat_fd_close(&v->rq.kick_fd);
+	moat_fd_close(&v->back_call_fd);
+	free(v->storage);
+	v->storage = NULL;
+}
+
+static int make_fds(struct moat_vring_ctl *v)
+{
+	v->rq.kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	v->back_call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (v->rq.kick_fd < 0 || v->back_call_fd < 0)
+		return -errno;
+	v->rq.kick.fd = v->kick_fd;
+	v->rq.call.fd = v->back_call_fd;
+	v->rq.call_fd = v->call_fd;
+	v->rq.broken = on_broken;
+	v->rq.arg = v;
+	return 0;
+}
+
+int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
+{
+	struct moat_session *s = v->session;
+	struct moat_vu_vring_addr addr;
+	int ret = build(v, front, &addr);
+
+	if (!ret)
+		ret = make_fds(v);
+	if (!ret)
+		ret = moat_vring_tell_backend(v, &addr, 0, v->rq.kick_fd,
+					      v->back_call_fd, -1);
+	if (!ret) {
+		ret = moat_runner_attach(&s->runner, &v->rq);
+		if (ret)
+			log_err(s->log,
+				"queue %u: its kick fd can not be waited on "
+				"(%s): refused; it has to be an eventfd",
+				v->index, strerror(-ret));
+	}
+	if (ret)
+		tear_down(v);
+	return ret;
+}
+
+/* Let the backend finish what it has, as long as it makes progress. */
+static void drain(struct moat_vring_ctl *v)
+{
+	struct moat_session *s = v->session;
+	struct moat_relay_queue *q = &v->rq.relay;
+	uint64_t now = moat_now_ns();
+	uint64_t end = now + DRAIN_TOTAL_MS * (uint64_t)MOAT_NS_PER_MS;
+	uint64_t quiet =
+		(uint64_t)MOAT_NS_PER_MS *
+		(s->impatient ? DRAIN_IMPATIENT_MS : s->config->type->drain_ms);
+	uint64_t next = now + quiet;
+	unsigned int did;
+
+	moat_drvq_notify_on(&q->drv);
+	for (;;) {
+		struct pollfd p[] = {
+			{ .fd = v->back_call_fd, .events = POLLIN },
+			{ .fd = s->client.conn.fd, .events = POLLIN },
+			{ .fd = s->config->abort_fd, .events = POLLIN },
+		};
+		uint64_t ignored;
+
+		did = moat_relay_complete(&s->runner.relay, q, UINT32_MAX);
+		if (did & MOAT_RELAY_CALL)
+			moat_eventfd_signal(v->call_fd);
+		now = moat_now_ns();
+		if (did & MOAT_RELAY_MOVED)
+			next = now + quiet;
+		if (!q->drv.outstanding || q->drv.fault.code ||
+		    s->client.dead || now >= end || now >= next)
+			return;
+		if (moat_drvq_notify_on(&q->drv))
+			continue;
+		poll(p, 3, (int)((next - now) / MOAT_NS_PER_MS) + 1);
+		if (p[1].revents || p[2].revents)
+			return;
+		if (p[0].revents &&
+		    read(v->back_call_fd, &ignored, sizeof(ignored)) < 0)
+			continue;
+	}
+}
+
+int moat_relayed_stop(struct moat_vring_ctl *v)
+{
+	struct moat_session *s = v->session;
+	struct moat_relay_queue *q = &v->rq.relay;
+	uint32_t back_base, lost;
+	int ret;
+
+	moat_runner_detach(&s->runner, &v->rq);
+	q->enabled = false;
+	moat_alarm_on(s->config->alarm);
+	drain(v);
+	if (!moat_runner_busy(&s->runner))
+		moat_alarm_off(s->config->alarm);
+	back_base = q->drv.avail_published;
+	ret = moat_vu_client_get_vring_base(&s->client, v->index, &back_base);
+	/* Whatever the backend finished before it answered. */
+	if (moat_relay_complete(&s->runner.relay, q, UINT32_MAX) &
+	    MOAT_RELAY_CALL)
+		moat_eventfd_signal(v->call_fd);
+	v->base = moat_relay_stop(&s->runner.relay, q, (uint16_t)back_base,
+				  &lost);
+	s->bytes_bounced += q->dma.bytes_bounced;
+	s->bytes_shared += q->dma.bytes_shared;
+	/* A backend that keeps requests is not waited for queue by queue. */
+	if (lost)
+		s->impatient = true;
+	if (lost && !s->client.dead)
+		log_warn(s->log,
+			 "queue %u: stopped with %u requests still at the "
+			 "backend",
+			 v->index, lost);
+	log_debug(s->log,
+		  "queue %u: stopped at base %u; %llu requests, %llu bytes "
+		  "bounced, %llu waits, pool high water %u KiB",
+		  v->index, v->base, (unsigned long long)q->stats.requests,
+		  (unsigned long long)q->dma.bytes_bounced,
+		  (unsigned long long)q->stats.waits,
+		  s->pool.stats.high_water << (MOAT_SLOT_SHIFT - 10));
+	tear_down(v);
+	moat_runner_wake_starved(&s->runner);
+	return ret;
+}
