@@ -10,7 +10,7 @@ import pytest
 import guests
 from backends import StorageDaemon, make_image
 from guard import Guard
-from machine import MIB, Machine
+from machine import MIB, Machine, audit, ram_reached
 from procs import Process, moat, wait_until
 
 VMMS = ["uml", "qemu"]
@@ -112,6 +112,10 @@ def test_exec_starts_the_backend_and_leaves_nothing_behind(work, ending):
         with guests.UserModeLinux([(work / "guard", 2)]) as guest:
             guest.run(READ)
             child, = children(guard.pid)
+            # It inherited nothing from which it sees the guest.
+            report = audit(child, guest.pid)
+            assert ram_reached(report, guest.pid) >= 128 * MIB
+            assert ram_reached(report, child) == 0
             if ending == "SIGTERM":
                 assert guard.terminate() == 0
             else:
