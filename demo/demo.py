@@ -185,6 +185,8 @@ def main():
             print("\nSpeed: both by turns", flush=True)
             measure(machines, [straight, guarded])
             step(f"{ROUNDS} rounds of {LARGE[1]} and {SMALL[1]} reads")
+    except KeyboardInterrupt:
+        return 130
     except (Problem, AssertionError, OSError) as e:
         print(f"demo: {e}", file=sys.stderr)
         return 1
