@@ -8,6 +8,7 @@
 #define MOAT_CMD_CMD_H
 
 int moat_cmd_audit(int argc, char **argv);
+int moat_cmd_dt(int argc, char **argv);
 int moat_cmd_guard(int argc, char **argv);
 
 #endif

@@ -14,6 +14,8 @@ static const struct {
 } commands[] = {
 	{ "audit", moat_cmd_audit,
 	  "shows which bytes of guest RAM each process can reach" },
+	{ "dt", moat_cmd_dt,
+	  "writes and checks restricted pools in a device tree" },
 	{ "guard", moat_cmd_guard,
 	  "stands between a VMM and a vhost-user backend" },
 	{ 0 },

@@ -35,8 +35,7 @@ static int check_request(const struct moat_dt_add *a, struct moat_dt_why *why)
 			       "the address 0x%" PRIx64 " is not at a page of "
 			       "%u bytes",
 			       a->address, MOAT_DT_PAGE);
-	if (a->align &&
-	    (!is_power_of_two(a->align) || a->align < MOAT_DT_PAGE))
+	if (a->align && (!is_power_of_two(a->align) || a->align < MOAT_DT_PAGE))
 		return dt_fail(why, -EINVAL,
 			       "the alignment 0x%" PRIx64 " is no power of two "
 			       "of %u or more",
@@ -95,9 +94,9 @@ static int next_phandle(const struct dt_edit *e, uint32_t *phandle)
 
 	*phandle = 1;
 	if (dt->nphandles)
-		*phandle = dt->nodes[dt->by_phandle[dt->nphandles - 1]]
-				   .phandle +
-			   1;
+		*phandle =
+			dt->nodes[dt->by_phandle[dt->nphandles - 1]].phandle +
+			1;
 	/* 0xffffffff is no phandle; with it taken up to there, look below. */
 	for (uint32_t p = 1; *phandle == UINT32_MAX; p++)
 		if (dt_by_phandle(dt, p) < 0)
@@ -173,8 +172,8 @@ static int device_node(struct dt_edit *e, const char *path)
 			       "%s already has the pool %.300s: `moat dt "
 			       "remove-pool` first",
 			       path,
-			       moat_dt_path(e->dt,
-					    e->dt->regions[d->pool].node, buf));
+			       moat_dt_path(e->dt, e->dt->regions[d->pool].node,
+					    buf));
 	}
 	return node;
 }
@@ -241,9 +240,8 @@ static int verify(struct dt_edit *e, const struct moat_dt_add *a)
 	return err;
 }
 
-int moat_dt_add_pools(const void *fdt, size_t size,
-		      const struct moat_dt_add *a, void **out, size_t *out_size,
-		      struct moat_dt_why *why)
+int moat_dt_add_pools(const void *fdt, size_t size, const struct moat_dt_add *a,
+		      void **out, size_t *out_size, struct moat_dt_why *why)
 {
 	struct dt_edit e;
 	uint32_t phandle = 0;
@@ -252,8 +250,8 @@ int moat_dt_add_pools(const void *fdt, size_t size,
 
 	if (err)
 		return err;
-	err = dt_edit_begin(&e, fdt, size,
-			    (a->ndevices + 1) * ROOM_PER_DEVICE, why);
+	err = dt_edit_begin(&e, fdt, size, (a->ndevices + 1) * ROOM_PER_DEVICE,
+			    why);
 	if (!err)
 		err = make_reserved(&e);
 	for (size_t i = 0; i < a->ndevices && !err; i++) {

@@ -84,7 +84,8 @@ find(struct check *c, const char *code, int node, const char *fmt, ...)
 __attribute__((format(printf, 2, 3))) static void cure(struct check *c,
 						       const char *fmt, ...)
 {
-	struct moat_dt_finding *f = c->out->n ? &c->out->v[c->out->n - 1] : NULL;
+	struct moat_dt_finding *f =
+		c->out->n ? &c->out->v[c->out->n - 1] : NULL;
 	va_list ap;
 
 	if (c->no_memory || !f)
@@ -303,9 +304,10 @@ static void check_users(struct check *c, const struct moat_dt_region *p)
 		     "device%s, which need %" PRIu64 " KiB each",
 		     p->range.size / 1024, users, users > 1 ? "s" : "",
 		     need / 1024);
-		cure(c, "make it %" PRIu64 " KiB or larger, or give the "
-			"device fewer or smaller queues (--queues, "
-			"--queue-size)",
+		cure(c,
+		     "make it %" PRIu64 " KiB or larger, or give the "
+		     "device fewer or smaller queues (--queues, "
+		     "--queue-size)",
 		     round_up(users * need, MOAT_DT_PAGE) / 1024);
 	}
 }
@@ -329,7 +331,8 @@ static void check_pools(struct check *c)
 			     refused);
 			cure(c, "remove the property");
 		}
-		if (i + 1 < dt->nregions && dt->regions[i + 1].node == r->node) {
+		if (i + 1 < dt->nregions &&
+		    dt->regions[i + 1].node == r->node) {
 			find(c, "several-ranges", r->node,
 			     "its reg has several ranges; Linux uses the "
 			     "first only");
@@ -380,9 +383,10 @@ static void check_device(struct check *c, const struct moat_dt_device *d,
 		find(c, "no-pool", d->node,
 		     "has no pool: its backend needs all of the guest's "
 		     "memory, or a guard that copies");
-		cure(c, "`moat dt add-pool --device=%s`; if nothing is "
-			"plugged in there, name the devices to look at with "
-			"--device",
+		cure(c,
+		     "`moat dt add-pool --device=%s`; if nothing is "
+		     "plugged in there, name the devices to look at with "
+		     "--device",
 		     path);
 	}
 }

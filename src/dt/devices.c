@@ -28,8 +28,9 @@ static bool is_pci_bus(const struct moat_dt *dt, int node)
 	size_t len;
 	const char *type = dt_prop(dt, node, "device_type", &len);
 
-	return type && ((len == sizeof("pci") && !memcmp(type, "pci", len)) ||
-			(len == sizeof("pciex") && !memcmp(type, "pciex", len)));
+	return type &&
+	       ((len == sizeof("pci") && !memcmp(type, "pci", len)) ||
+		(len == sizeof("pciex") && !memcmp(type, "pciex", len)));
 }
 
 /* The slot and function of a PCI node, out of phys.hi of its reg. */

@@ -24,6 +24,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 /*
  * What a tree may have at most; a file beyond is refused. Linux takes 2 MiB on
@@ -54,11 +55,11 @@ struct moat_dt_range {
 struct moat_dt_node {
 	int offset; /* libfdt's */
 	int parent; /* index, -1 at the root */
-	int host; /* the PCI host bridge that it is or is behind, or -1 */
+	int host;   /* the PCI host bridge that it is or is behind, or -1 */
 	uint32_t phandle; /* 0: none */
 	unsigned int depth;
 	bool disabled; /* by its own status or that of one above it */
-	bool bad_reg; /* a memory node or region whose reg cannot be read */
+	bool bad_reg;  /* a memory node or region whose reg cannot be read */
 };
 
 /**
@@ -111,7 +112,7 @@ struct moat_dt {
 	int *by_phandle; /* indexes of nodes with a phandle, sorted by it */
 	size_t nphandles;
 	unsigned int addr_cells, size_cells; /* of the root; 0 if unusable */
-	int reserved; /* index of /reserved-memory, or -1 */
+	int reserved;	       /* index of /reserved-memory, or -1 */
 	bool reserved_ignored; /* wrong cells or no ranges: Linux skips it */
 	struct moat_dt_range ram[MOAT_DT_RANGES_MAX]; /* sorted and merged */
 	size_t nram;
@@ -123,8 +124,8 @@ struct moat_dt {
 
 /** struct moat_dt_pool - a pool as the outside needs it */
 struct moat_dt_pool {
-	uint64_t address; /* guest-physical, of the first byte */
-	uint64_t size; /* bytes */
+	uint64_t address;   /* guest-physical, of the first byte */
+	uint64_t size;	    /* bytes */
 	unsigned int users; /* device nodes that share it, at least 1 */
 	char path[MOAT_DT_PATH];
 };
@@ -330,6 +331,20 @@ int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
 		      struct moat_dt_args *args, struct moat_dt_why *why);
 
 void moat_dt_args_free(struct moat_dt_args *args);
+
+/**
+ * moat_dt_show_text() - RAM, pools, devices and who has no pool, for people
+ *
+ * Return: 0, or a negative errno of writing. So do the four below.
+ */
+int moat_dt_show_text(const struct moat_dt *dt, FILE *f);
+
+/** moat_dt_show_json() - the same for programs; docs/dt.md has the schema */
+int moat_dt_show_json(const struct moat_dt *dt, FILE *f);
+
+int moat_dt_check_text(const struct moat_dt_findings *found, FILE *f);
+int moat_dt_check_json(const struct moat_dt_findings *found, FILE *f);
+int moat_dt_qemu_json(const struct moat_dt_args *args, FILE *f);
 
 /**
  * moat_dt_read() - read a file that should hold a device tree

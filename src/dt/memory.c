@@ -134,8 +134,8 @@ static int load_reserved(struct moat_dt *dt, struct moat_dt_why *why)
 	uint32_t ac = 0, sc = 0;
 	int err;
 
-	dt->reserved = dt_child(dt, 0, "reserved-memory",
-				strlen("reserved-memory"));
+	dt->reserved =
+		dt_child(dt, 0, "reserved-memory", strlen("reserved-memory"));
 	if (dt->reserved < 0) {
 		dt->reserved = -1;
 		return 0;
@@ -183,8 +183,8 @@ static int load_memreserve(struct moat_dt *dt, struct moat_dt_why *why)
 	return 0;
 }
 
-static bool chosen_address(const struct moat_dt *dt, int node,
-			   const char *name, uint64_t *value)
+static bool chosen_address(const struct moat_dt *dt, int node, const char *name,
+			   uint64_t *value)
 {
 	size_t len;
 	const void *p = dt_prop(dt, node, name, &len);
@@ -203,8 +203,7 @@ static int load_initrd(struct moat_dt *dt, struct moat_dt_why *why)
 	uint64_t end;
 
 	if (chosen < 0 ||
-	    !chosen_address(dt, chosen, "linux,initrd-start",
-			    &r.range.start) ||
+	    !chosen_address(dt, chosen, "linux,initrd-start", &r.range.start) ||
 	    !chosen_address(dt, chosen, "linux,initrd-end", &end) ||
 	    end <= r.range.start)
 		return 0;

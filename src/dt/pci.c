@@ -69,13 +69,14 @@ static int make(struct dt_edit *e, int parent, const char *path,
 	int devfn = parse_unit(name, len), offset, err;
 	uint32_t ac, sc;
 
-	if (!d || (d->kind != MOAT_DT_PCI_HOST &&
-		   d->kind != MOAT_DT_PCI_BRIDGE))
-		return dt_fail(e->why, -ENOENT,
-			       "no node %s: `moat dt show` lists the devices; "
-			       "only nodes of PCI devices below an enabled host "
-			       "bridge are made when they are missing",
-			       path);
+	if (!d ||
+	    (d->kind != MOAT_DT_PCI_HOST && d->kind != MOAT_DT_PCI_BRIDGE))
+		return dt_fail(
+			e->why, -ENOENT,
+			"no node %s: `moat dt show` lists the devices; "
+			"only nodes of PCI devices below an enabled host "
+			"bridge are made when they are missing",
+			path);
 	if (devfn < 0)
 		return dt_fail(e->why, -EINVAL,
 			       "%s: a PCI device's node is called "
@@ -141,8 +142,8 @@ bool dt_bare_pci(const struct moat_dt *dt, int node)
 	const struct moat_dt_device *d = dt_device_at(dt, node);
 	int offset = dt->nodes[node].offset, p;
 
-	if (!d || (d->kind != MOAT_DT_PCI_DEVICE &&
-		   d->kind != MOAT_DT_PCI_BRIDGE) ||
+	if (!d ||
+	    (d->kind != MOAT_DT_PCI_DEVICE && d->kind != MOAT_DT_PCI_BRIDGE) ||
 	    fdt_first_subnode(dt->fdt, offset) >= 0)
 		return false;
 	fdt_for_each_property_offset(p, dt->fdt, offset)

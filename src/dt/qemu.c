@@ -188,8 +188,8 @@ static int add_pci_bus(struct build *b, const struct moat_dt_device *d,
 			       moat_dt_path(dt, d->node, path));
 	add(b, "-device");
 	add(b, "pcie-root-port,id=moat-port%u,bus=pcie.0,addr=%x.%x,chassis=%u",
-	    b->ports, (unsigned int)up->devfn >> 3,
-	    (unsigned int)up->devfn & 7, b->ports + 1);
+	    b->ports, (unsigned int)up->devfn >> 3, (unsigned int)up->devfn & 7,
+	    b->ports + 1);
 	snprintf(bus, 64, "bus=moat-port%u,addr=0", b->ports++);
 	return 0;
 }
@@ -235,8 +235,8 @@ static int add_device(struct build *b, const struct moat_dt_device *d)
 	device_name(type, pci, name);
 	add(b, "-device");
 	if (!strcmp(type, "fs"))
-		add(b, "%s,%s,tag=moat%u,iommu_platform=on,%s", name, backend, i,
-		    bus);
+		add(b, "%s,%s,tag=moat%u,iommu_platform=on,%s", name, backend,
+		    i, bus);
 	else
 		add(b, "%s,%s,iommu_platform=on,%s", name, backend, bus);
 	return 0;

@@ -70,8 +70,8 @@ static int mark(struct dt_edit *e, unsigned char *marks,
 static int drop_name(struct dt_edit *e, int offset, size_t i)
 {
 	int len;
-	const char *p = fdt_getprop(e->buf, offset, "memory-region-names",
-				    &len);
+	const char *p =
+		fdt_getprop(e->buf, offset, "memory-region-names", &len);
 	char *names;
 	size_t at = 0, cut, n;
 	int err;
@@ -165,8 +165,8 @@ static int sweep(struct dt_edit *e, unsigned char *marks)
 		if (!(marks[i] & DELETE))
 			continue;
 		marks[parent] |= TOUCHED;
-		err = dt_edit_err(e, fdt_del_node(e->buf,
-						  dt_edit_offset(e, i)));
+		err = dt_edit_err(e,
+				  fdt_del_node(e->buf, dt_edit_offset(e, i)));
 	}
 	return err;
 }
@@ -181,8 +181,7 @@ static bool reserved_is_empty(const struct moat_dt *dt)
 	offset = dt->nodes[dt->reserved].offset;
 	if (fdt_first_subnode(dt->fdt, offset) >= 0)
 		return false;
-	fdt_for_each_property_offset(p, dt->fdt, offset)
-		n++;
+	fdt_for_each_property_offset(p, dt->fdt, offset) n++;
 	return n == 3; /* the cells and ranges, or it would be ignored */
 }
 
@@ -207,10 +206,9 @@ int moat_dt_remove_pools(const void *fdt, size_t size,
 		err = dt_edit_again(&e);
 	}
 	if (!err && touched && reserved_is_empty(e.dt))
-		err = dt_edit_err(&e, fdt_del_node(e.buf,
-						   dt_edit_offset(
-							   &e,
-							   e.dt->reserved)));
+		err = dt_edit_err(
+			&e, fdt_del_node(e.buf,
+					 dt_edit_offset(&e, e.dt->reserved)));
 	free(marks);
 	return dt_edit_end(&e, err, out, out_size);
 }

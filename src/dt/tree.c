@@ -61,8 +61,7 @@ uint64_t dt_cells(const void *p, unsigned int n)
 	fdt32_t cell;
 
 	for (unsigned int i = 0; i < n; i++) {
-		memcpy(&cell, (const char *)p + i * sizeof(cell),
-		       sizeof(cell));
+		memcpy(&cell, (const char *)p + i * sizeof(cell), sizeof(cell));
 		value = value << 32 | fdt32_to_cpu(cell);
 	}
 	return value;
@@ -99,8 +98,7 @@ const char *moat_dt_path(const struct moat_dt *dt, int node,
 	return memmove(buf, p, (size_t)(buf + MOAT_DT_PATH - p));
 }
 
-int dt_child(const struct moat_dt *dt, int parent, const char *name,
-	     size_t len)
+int dt_child(const struct moat_dt *dt, int parent, const char *name, size_t len)
 {
 	/* Children follow their parent, up to a node that is no deeper. */
 	for (size_t i = (size_t)parent + 1; i < dt->nnodes; i++) {
@@ -277,8 +275,8 @@ static int add_node(struct moat_dt *dt, int offset, int depth, int *at_depth,
 	err = check_name(dt_name(dt, i), n->depth, why);
 	if (err)
 		return err;
-	n->disabled = is_disabled(dt, i) ||
-		      (depth && dt->nodes[n->parent].disabled);
+	n->disabled =
+		is_disabled(dt, i) || (depth && dt->nodes[n->parent].disabled);
 	return 0;
 }
 
