@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <sched.h>
+
 #include "guard/runner.h"
 #include "os/clock.h"
 #include "os/fd.h"
@@ -6,7 +8,7 @@
 #define BUDGET 64u /* requests of one queue, each way, in one round */
 #define ROUNDS 16u /* between two looks at the control plane */
 #define WINDOW_MIN_NS 4000u
-#define LOOKS 32u /* at the rings, between two looks at the clock */
+#define LOOKS 32u /* at the rings, before others may have the processor */
 
 void moat_runner_init(struct moat_runner *r, struct moat_loop *loop,
 		      uint32_t poll_us)
@@ -169,7 +171,14 @@ static bool any_pending(const struct moat_runner *r)
 	return false;
 }
 
-/* Look for work for as long as the window lasts; true if there is some. */
+/*
+ * Look for work for as long as the window lasts; true if there is some.
+ *
+ * Whom we wait for may wait for this very processor: woken up here, on a
+ * machine with fewer processors than there are of us, it would get it only once
+ * we sleep. So each few looks are followed by an offer to let it run, which
+ * costs little when nobody is there.
+ */
 static bool poll_for_work(const struct moat_runner *r)
 {
 	uint64_t end;
@@ -177,14 +186,16 @@ static bool poll_for_work(const struct moat_runner *r)
 	if (!r->window_ns)
 		return false;
 	end = moat_now_ns() + r->window_ns;
-	do {
+	for (;;) {
 		for (unsigned int i = 0; i < LOOKS; i++) {
 			if (any_pending(r))
 				return true;
 			moat_cpu_relax();
 		}
-	} while (moat_now_ns() < end);
-	return false;
+		if (moat_now_ns() >= end)
+			return false;
+		sched_yield();
+	}
 }
 
 /* Ask for notifications again; queues that have work by then stay active. */
