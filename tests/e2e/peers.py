@@ -121,7 +121,8 @@ def passt(*how):
     return in_root("passt", "--vhost-user", "--foreground", "--ipv4-only",
                    "--interface", "lo", "--address", GUEST_IP,
                    "--netmask", "24", "--gateway", GATEWAY_IP,
-                   "--map-host-loopback", GATEWAY_IP, "--dns", "none", *how)
+                   "--map-host-loopback", GATEWAY_IP, "--dns", "none",
+                   "--repair-path", "none", *how)
 
 
 class Passt(Server):
