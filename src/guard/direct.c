@@ -29,19 +29,20 @@ bool moat_direct_possible(const struct moat_vring_ctl *v, char *why,
 	const struct moat_session *s = v->session;
 	struct moat_vu_vring_addr addr;
 
-	if (!(s->accepted & MOAT_BIT(VIRTIO_F_ACCESS_PLATFORM)))
-		snprintf(
-			why, size,
-			"the guest did not negotiate ACCESS_PLATFORM (bit 33); "
-			"give the VMM's device iommu_platform=on");
-	else if (!s->mem.share.n)
+	/*
+	 * ACCESS_PLATFORM tells nothing here: QEMU keeps the guest's answer to
+	 * itself where it has no vIOMMU.  Where the rings lie does: a driver
+	 * without it takes no ring from the pool.
+	 */
+	if (!s->mem.share.n)
 		snprintf(why, size, "%s", s->mem.share.why);
 	else if (!find_shared(v, &addr))
 		snprintf(why, size,
 			 "its rings (descriptors at user address 0x%llx) lie "
-			 "outside the pool at 0x%llx; the guest has to assign "
-			 "the pool to this device (restricted-dma-pool and "
-			 "memory-region in the device tree; see its log)",
+			 "outside the pool at 0x%llx; the VMM's device has to "
+			 "offer ACCESS_PLATFORM (iommu_platform=on), and the "
+			 "guest to assign the pool to it (restricted-dma-pool "
+			 "and memory-region in the device tree; see its log)",
 			 U(v->addr.desc), U(s->mem.share.ranges[0].addr));
 	else
 		return true;

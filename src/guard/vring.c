@@ -130,16 +130,9 @@ int moat_vring_tell_backend(struct moat_vring_ctl *v,
 /* In mode `hybrid` all works without a share set: it is only slower. */
 static void say_hybrid(struct moat_session *s)
 {
-	const char *why = !s->mem.share.n ? s->mem.share.why
-			  : !(s->accepted & MOAT_BIT(VIRTIO_F_ACCESS_PLATFORM))
-				  ? "the guest did not negotiate "
-				    "ACCESS_PLATFORM (bit 33); give the "
-				    "VMM's device iommu_platform=on"
-				  : NULL;
-
-	if (why && !s->mode_said)
+	if (!s->mem.share.n && !s->mode_said)
 		log_warn(s->log, "share=hybrid: all is bounced, because %s",
-			 why);
+			 s->mem.share.why);
 	s->mode_said = 1;
 }
 
