@@ -11,6 +11,7 @@
 
 #include "cmd/cmd.h"
 #include "core/pool.h"
+#include "dt/dt.h"
 #include "guard/service.h"
 
 #define POOL_DEFAULT (UINT64_C(64) << 20)
@@ -366,6 +367,42 @@ static void print_capabilities(const struct moat_device_type *type)
 	       type->capability ? type->capability : type->name);
 }
 
+/* The pool that the device tree gives to this device: 0 or -1, logged. */
+static int pool_of_tree(struct args *a, struct moat_log *log)
+{
+	struct moat_session_config *c = &a->config.session;
+	struct moat_dt_pool pool;
+	struct moat_dt_why why;
+	void *fdt = NULL;
+	size_t size = 0;
+	int ret;
+
+	if (!a->dtb)
+		return 0;
+	ret = moat_dt_read(a->dtb, &fdt, &size, &why);
+	if (!ret)
+		ret = moat_dt_pool_of(fdt, size, a->node, &pool, &why);
+	free(fdt);
+	if (ret) {
+		log_err(log, "--dtb=%s --device=%s: %s", a->dtb, a->node,
+			why.text);
+		return -1;
+	}
+	if (c->npools == POOLS_MAX) {
+		log_err(log, "at most %u pools, the tree's included",
+			POOLS_MAX);
+		return -1;
+	}
+	if (pool.users > 1)
+		log_warn(log,
+			 "%s is the pool of %u devices: this backend sees the "
+			 "buffers of all of them; give each a pool of its own",
+			 pool.path, pool.users);
+	a->pools[c->npools++] = (struct moat_dma_range){ pool.address,
+							 pool.size };
+	return 0;
+}
+
 int moat_cmd_guard(int argc, char **argv)
 {
 	static const struct argp argp = {
@@ -400,11 +437,13 @@ int moat_cmd_guard(int argc, char **argv)
 		print_capabilities(a.config.session.type);
 		return 0;
 	}
-	a.config.session.pools = a.pools;
-	if (!a.share_given && a.config.session.npools)
-		a.config.session.share = MOAT_SHARE_AUTO;
 	snprintf(prefix, sizeof(prefix), "moat guard[%s]",
 		 a.config.session.type->name);
 	moat_log_init(&log, prefix, a.level);
+	if (pool_of_tree(&a, &log))
+		return 1;
+	a.config.session.pools = a.pools;
+	if (!a.share_given && a.config.session.npools)
+		a.config.session.share = MOAT_SHARE_AUTO;
 	return moat_service_run(&a.config, &log);
 }
