@@ -16,6 +16,7 @@ uml="user-mode-linux qemu-system-common busybox-static e2fsprogs"
 packages=
 kernel=
 peers=
+arm64=
 for profile; do
 	case $profile in
 	build)	packages="$packages $build" ;;
@@ -26,8 +27,10 @@ for profile; do
 		kernel=yes
 		;;
 	test-all)
-		packages="$packages debian-archive-keyring util-linux mount"
+		packages="$packages debian-archive-keyring util-linux mount
+			gcc-aarch64-linux-gnu make flex bison bc xz-utils"
 		peers=yes
+		arm64=yes
 		;;
 	bench)
 		packages="$packages $build $uml qemu-utils gnuplot-nox"
@@ -89,4 +92,8 @@ if [ -n "$peers" ] && [ -x "$here/peers-root" ] &&
 	! "$here/peers-root" --check >/dev/null 2>&1; then
 	echo "setup: making a folder with newer peers (QEMU 11, virtiofsd, passt)"
 	"$here/peers-root" >/dev/null
+fi
+if [ -n "$arm64" ] && ! "$here/arm64-guest" --check >/dev/null 2>&1; then
+	echo "setup: making an arm64 guest (builds a kernel: some five minutes)"
+	"$here/arm64-guest" >/dev/null
 fi
