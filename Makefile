@@ -43,7 +43,7 @@ test-additional:
 bench:
 	@scripts/setup.sh bench
 	@scripts/build
-	@$(PYTHON) bench/run.py
+	@bench/run
 
 format:
 	@scripts/setup.sh format

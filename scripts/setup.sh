@@ -23,12 +23,14 @@ for profile; do
 	demo)	packages="$packages $build $uml" ;;
 	test)
 		packages="$packages $build $uml qemu-system-x86 qemu-utils
-			clang-format python3-pytest python3-pytest-timeout"
+			clang-format python3-pytest python3-pytest-timeout
+			device-tree-compiler qemu-system-arm"
 		kernel=yes
 		;;
 	test-all)
 		packages="$packages debian-archive-keyring util-linux mount
-			gcc-aarch64-linux-gnu make flex bison bc xz-utils"
+			gcc-aarch64-linux-gnu make flex bison bc xz-utils
+			gnuplot-nox"
 		peers=yes
 		arm64=yes
 		;;
