@@ -92,8 +92,13 @@ static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 	}
 	/* Mappings are page-aligned, but regions need not be in user space. */
 	if ((uintptr_t)ring->desc % 16 || (uintptr_t)ring->avail % 2 ||
-	    (uintptr_t)ring->used % 4)
+	    (uintptr_t)ring->used % 4) {
+		log_err(s->log,
+			"queue %u: the region of the ring at 0x%llx has a user "
+			"address that misaligns it: refused; fix the front-end",
+			v->index, (unsigned long long)a->desc);
 		return -EINVAL;
+	}
 	return 0;
 }
 
