@@ -482,6 +482,16 @@ def misaligned_descriptor_table(vmm):
     return addresses(vmm, desc=8)
 
 
+@attack("negotiated")
+def region_that_misaligns_every_ring(vmm):
+    # Aligned for the front-end, but 8 bytes off where it is mapped.
+    region = R._replace(user_address=R.user_address + 8)
+    assert vmm.fe.set_mem_table([region], vmm.ram.fds[:1]) == 0
+    return addresses(vmm, desc_at=R.user_address + 4096,
+                     avail_at=R.user_address + 8192,
+                     used_at=R.user_address + 12288)
+
+
 @attack("shared")
 def misaligned_avail_ring(vmm):
     return addresses(vmm, avail=1)
