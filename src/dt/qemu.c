@@ -211,7 +211,7 @@ static int add_device(struct build *b, const struct moat_dt_device *d)
 	bool pci = d->kind != MOAT_DT_VIRTIO_MMIO;
 	const char *type = b->how->type;
 	unsigned int i = b->chardevs++;
-	char bus[64], name[64], backend[64];
+	char bus[64], name[64], backend[64], tag[32] = "";
 	int err = 0;
 
 	if (!pci)
@@ -233,12 +233,12 @@ static int add_device(struct build *b, const struct moat_dt_device *d)
 		snprintf(backend, sizeof(backend), "netdev=moat-net%u", i);
 	}
 	device_name(type, pci, name);
-	add(b, "-device");
 	if (!strcmp(type, "fs"))
-		add(b, "%s,%s,tag=moat%u,iommu_platform=on,%s", name, backend,
-		    i, bus);
-	else
-		add(b, "%s,%s,iommu_platform=on,%s", name, backend, bus);
+		snprintf(tag, sizeof(tag), ",tag=moat%u", i);
+	add(b, "-device");
+	/* A transitional device cannot have ACCESS_PLATFORM. */
+	add(b, "%s,%s%s,iommu_platform=on%s,%s", name, backend, tag,
+	    pci ? ",disable-legacy=on" : "", bus);
 	return 0;
 }
 
