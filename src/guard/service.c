@@ -19,6 +19,7 @@
 #define BACKEND_START_MS 10000u /* a backend may take to listen */
 #define BACKEND_AGAIN_MS 2000u	/* and to listen again */
 #define CHILD_GRACE_MS 3000u
+#define CHILD_ENDS_MS 200 /* a child may end when its VMM has left */
 
 struct service {
 	const struct moat_service_config *config;
@@ -130,6 +131,17 @@ static int start_child(struct service *v)
 	return moat_loop_watch(&v->loop, &v->child_src, false);
 }
 
+/* A child that ends with its VMM, as virtiofsd does, has done its work. */
+static bool child_is_done(struct service *v)
+{
+	struct pollfd p = { .fd = v->child.pidfd, .events = POLLIN };
+
+	if (!v->config->exec || !v->vmm_served)
+		return false;
+	/* It sees its VMM leave when we do, and may take a moment to end. */
+	return poll(&p, 1, CHILD_ENDS_MS) > 0;
+}
+
 static int connect_backend(struct service *v)
 {
 	const char *path = v->config->backend;
@@ -179,7 +191,7 @@ static int enter_sandbox(struct service *v)
 		log_warn(v->log, "runs without its sandbox (--sandbox=none)");
 		return 0;
 	}
-	ret = moat_sandbox_privileges();
+	ret = moat_sandbox_privileges(v->config->exec != NULL);
 	if (!ret)
 		ret = moat_sandbox_syscalls(syscalls);
 	if (ret)
@@ -218,7 +230,9 @@ static void run_session(struct service *v)
 static int judge(struct service *v)
 {
 	struct moat_session *s = v->session;
-	bool once = v->config->once || v->config->fd >= 0;
+	/* A backend that was handed its one connection can have no other. */
+	bool once = v->config->once || v->config->fd >= 0 ||
+		    (v->config->exec && !v->child.has_path);
 
 	if (v->stopping)
 		return 1;
@@ -226,8 +240,8 @@ static int judge(struct service *v)
 	case MOAT_SESSION_VMM_LEFT:
 		log_info(v->log,
 			 "the VMM has left; %llu bytes bounced, %llu bytes by "
-			 "reference; %llu of %llu KiB of the pool were used at "
-			 "most",
+			 "reference; buffers took at most %llu of %llu KiB of "
+			 "the pool",
 			 (unsigned long long)s->bytes_bounced,
 			 (unsigned long long)s->bytes_shared,
 			 (unsigned long long)s->pool.stats.high_water *
@@ -248,8 +262,13 @@ static int turn(struct service *v)
 {
 	struct moat_session *s = v->session;
 	bool first = !v->vmm_served;
-	int ret, fd = connect_backend(v);
+	int ret, fd;
 
+	if (child_is_done(v)) {
+		log_info(v->log, "the backend has ended with its VMM");
+		return 1;
+	}
+	fd = connect_backend(v);
 	if (v->stopping || fd == -EINTR)
 		return 1;
 	if (fd < 0)

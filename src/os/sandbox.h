@@ -10,14 +10,18 @@
 #ifndef MOAT_OS_SANDBOX_H
 #define MOAT_OS_SANDBOX_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /**
  * moat_sandbox_privileges() - drop all capabilities, for good
+ * @keep_kill: but CAP_KILL if it is there: for who has to end a child that
+ *	may run under another user by then (passt becomes "nobody"). The list
+ *	of system calls should allow signals to that child only, by its pidfd.
  *
  * Return: 0 or a negative errno.
  */
-int moat_sandbox_privileges(void);
+int moat_sandbox_privileges(bool keep_kill);
 
 /**
  * struct moat_syscall - one that stays allowed
