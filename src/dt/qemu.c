@@ -242,6 +242,21 @@ static int add_device(struct build *b, const struct moat_dt_device *d)
 	return 0;
 }
 
+static int add_devices(struct build *b, bool hosts)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < b->dt->ndevices && !err; i++) {
+		const struct moat_dt_device *d = &b->dt->devices[i];
+
+		if (d->pool >= 0 && !d->inherited &&
+		    d->kind != MOAT_DT_PCI_BRIDGE &&
+		    hosts == (d->kind == MOAT_DT_PCI_HOST))
+			err = add_device(b, d);
+	}
+	return err;
+}
+
 int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
 		      struct moat_dt_args *args, struct moat_dt_why *why)
 {
@@ -252,7 +267,6 @@ int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
 	memset(args, 0, sizeof(*args));
 	err = add_memory(&b);
 	add(&b, "-dtb");
-	/* In a value, QEMU's own separator is doubled; -dtb takes none. */
 	add(&b, "%s", how->dtb);
 	for (size_t i = 0; i < dt->ndevices && !err; i++)
 		mmio |= dt->devices[i].kind == MOAT_DT_VIRTIO_MMIO &&
@@ -261,13 +275,9 @@ int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
 		add(&b, "-global");
 		add(&b, "virtio-mmio.force-legacy=false");
 	}
-	for (size_t i = 0; i < dt->ndevices && !err; i++) {
-		const struct moat_dt_device *d = &dt->devices[i];
-
-		if (d->pool >= 0 && !d->inherited &&
-		    d->kind != MOAT_DT_PCI_BRIDGE)
-			err = add_device(&b, d);
-	}
+	err = err ? err : add_devices(&b, false);
+	/* Last, for QEMU gives it a slot that is free by then. */
+	err = err ? err : add_devices(&b, true);
 	return err ? err : b.no_memory ? dt_fail(why, -ENOMEM, "no memory") : 0;
 }
 

@@ -316,10 +316,11 @@ static int check_header(const void *fdt, size_t size, struct moat_dt_why *why)
 			       "(.dts) has to go through dtc first");
 	/* libfdt 1.6.1 crashes in the root's name, which older ones have. */
 	if (fdt_version(fdt) < 16)
-		return dt_fail(why, -EINVAL,
-			       "version %u of the format is too old; dtc writes "
-			       "version 17",
-			       fdt_version(fdt));
+		return dt_fail(
+			why, -EINVAL,
+			"version %u of the format is too old; dtc writes "
+			"version 17",
+			fdt_version(fdt));
 	if (fdt_totalsize(fdt) > size)
 		return dt_fail(why, -EINVAL,
 			       "cut off: the header tells of %u bytes, the "

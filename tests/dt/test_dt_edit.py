@@ -5,7 +5,7 @@ import stat
 import subprocess
 
 import pytest
-from conftest import (MIB, MOAT, cell_list, dtc, fdtget, findings, moat,
+from trees import (MIB, MOAT, cell_list, dtc, fdtget, findings, moat,
                       number, show)
 
 MMIO = "/virtio@a000000"

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import QEMU, MIB, dump, fdtget, findings, memory_nodes, moat, show
+from trees import QEMU, MIB, dump, fdtget, findings, memory_nodes, moat, show
 
 DEVICES = ["/virtio_mmio@a003e00", "/virtio_mmio@a000000",
            "/pcie@10000000/virtio@2,0"]
