@@ -2,8 +2,8 @@
 """What was measured, as a table against the aims and as a plot."""
 import subprocess
 
-# design: work at -> (aim, text); "latency" ratios are the inverse of rates.
-AIMS = {1: (1 / 1.10, "latency <= 1.10"), 32: (0.85, ">= 0.85"),
+# By depth: the aim and its text; a latency of 1.10 is 1 / 1.10 of the rate.
+AIMS = {1: (1 / 1.10, ">= 1 / 1.10"), 32: (0.85, ">= 0.85"),
         8: (0.90, ">= 0.90")}
 POOL_AIM = 0.90
 MEMORY_AIM_KIB = 2048

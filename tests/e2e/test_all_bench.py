@@ -21,8 +21,8 @@ def test_a_quick_bench_measures_each_work_and_writes_table_json_and_plot(work):
         for write in (False, True)}
     for d in results["disk"]:
         assert d["pairs"] and all(p["ratio"] > 0 for p in d["pairs"])
-        assert all(p[way]["requests"] == d["count"] for p in d["pairs"]
-                   for way in ("straight", "guarded"))
+        assert all(p["straight"]["requests"] == p["guarded"]["requests"] > 0
+                   for p in d["pairs"])
     assert {p["bytes"] for p in results["pool"]} == {512, 4096, 65536, 1 << 20}
     assert all(p["ratio"] > 0 for p in results["pool"])
     assert results["relay"]
