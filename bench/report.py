@@ -102,9 +102,9 @@ set tics nomirror textcolor rgb '#444444'
 set grid xtics lc rgb '#e4e4e4' lt 1
 set lmargin at screen 0.30
 set rmargin at screen 0.96
-set label 1 "{{/:Bold A disk behind the guard: }}throughput against the same disk unguarded" at screen 0.03,0.965 tc rgb '#222222'
+set label 1 "{{/:Bold A disk behind the guard:}} throughput against the same disk unguarded" at screen 0.03,0.965 tc rgb '#222222'
 set label 2 "{{/*0.85 {note}}}" at screen 0.03,0.935 tc rgb '#666666'
-set label 3 "{{/:Bold The pool: }}map, copy and unmap against memcpy() of the same bytes" at screen 0.03,0.455 tc rgb '#222222'
+set label 3 "{{/:Bold The pool:}} map, copy and unmap against memcpy() of the same bytes" at screen 0.03,0.455 tc rgb '#222222'
 set label 4 "{{/*0.85 bar: median; line: the middle half of the pairs; dashed: aim}}" at screen 0.03,0.425 tc rgb '#666666'
 
 set tmargin at screen 0.905
