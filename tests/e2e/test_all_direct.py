@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restricted pools, shared as they are: an arm64 guest of QEMU 11.1 bounces each
+device's I/O through a pool of its own, and the device's backend gets that pool,
+rings and buffers, and nothing else.  The guard does not touch the data."""
+import os
+import random
+import re
+from contextlib import ExitStack
+
+import pytest
+
+from arm64 import (MIB, POOL, RAM, RAM_AT, Arm64, Device, Pool, device_tree, disk,
+                   pool)
+from backends import StorageDaemon, make_image
+from guard import Guard
+from machine import audit, plant_secret, ram_reached, spy_finds
+from peers import Passt, Virtiofsd
+from procs import Workdir, run
+from test_all_passt import transfer
+from test_all_virtiofs import fill
+
+IMAGE = 96 * MIB
+SLOT = 2048     # bytes that Linux's counters count by
+
+
+class Scene:
+    """A guest, its devices, and a guard and a backend for each of them."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.work = stack.enter_context(Workdir())
+        self.devices = []
+        self.guards = []
+        self.backends = []
+        self.images = []
+        self.guest = None
+
+    def socket(self):
+        """Of the guard for the next device."""
+        return self.work / f"guard{len(self.devices)}"
+
+    def add(self, device, backend):
+        self.devices.append(device)
+        self.backends.append(self.stack.enter_context(backend))
+
+    def add_disk(self, transport, place, properties="", **kwargs):
+        number = len(self.images)
+        image = make_image(self.work / f"disk{number}", IMAGE)
+        self.images.append(image)
+        device = disk(self.socket(), transport, place, properties, **kwargs)
+        self.add(device, StorageDaemon(self.work / f"blk{number}", image))
+
+    def guard(self, number, *options):
+        """The guard of a device; its pool is named by the options."""
+        self.guards.append(self.stack.enter_context(Guard(
+            self.devices[number].socket_path,
+            self.backends[number].socket_path, options=options)))
+        return self.guards[-1]
+
+    def boot(self, pools, banks=None, wait=True):
+        """A guest whose tree has these pools: (pool, device)."""
+        if banks is None:
+            banks = len(self.devices)
+        self.guest = self.stack.enter_context(Arm64(
+            self.devices, device_tree(self.work / "dtb", banks, pools), banks,
+            wait))
+
+    def own_pools(self):
+        """Each device with a bank of its own."""
+        return [(pool(n), device) for n, device in enumerate(self.devices)]
+
+
+def block_device(guest, device):
+    """The name of a device's disk."""
+    return guest.run("ls -d /sys/devices/platform/*/virtio*/block/* "
+                     "/sys/devices/platform/*/pci*/*/virtio*/block/* "
+                     f"2>/dev/null | grep {device.name} | sed s,.*/,,")
+
+
+def counter(guest, number, name):
+    """A counter of the guest for a pool."""
+    return int(guest.run(
+        "mount -t debugfs debug /sys/kernel/debug 2>/dev/null || true\n"
+        f"cat /sys/kernel/debug/restricted-dma@{pool(number).address:x}/"
+        f"io_tlb_{name}"))
+
+
+def objects(report, pid):
+    """Identity and size of the memory of a guest, its pools included, that a
+    process of an audit reaches."""
+    process, = (p for p in report["processes"] if p["pid"] == pid)
+    reached = {r["object"] for r in process["reach"]}
+    return {(o["dev"], o["ino"]): o["size"] for o in report["objects"]
+            if o["id"] in reached}
+
+
+def use(guest, name, image):
+    """A file system is made, written, remounted and checked."""
+    guest.run(f"""
+mke2fs -F /dev/{name} >/dev/null
+mkdir -p /tmp/{name}
+mount -t ext4 /dev/{name} /tmp/{name}
+cd /tmp/{name}
+for size in 1 511 4096 65537 1048577 8388608; do
+	head -c $size /dev/urandom >file$size
+done
+mkdir many
+for i in $(seq 100); do echo "this is $i" >many/$i; done
+sha256sum file* many/* >/tmp/sums
+cd /
+umount /tmp/{name}
+echo 3 >/proc/sys/vm/drop_caches
+mount -t ext4 /dev/{name} /tmp/{name}
+cd /tmp/{name}
+sha256sum -c -s /tmp/sums
+cd /
+umount /tmp/{name}
+""")
+    checked = run(["/sbin/e2fsck", "-f", "-n", image])
+    assert checked.returncode == 0, checked.stdout
+
+
+MMIO, PCI, LONG, SHORT, SHARE, NET = range(6)
+DISKS = pytest.mark.parametrize("number", [MMIO, PCI], ids=["mmio", "pci"])
+
+
+@pytest.fixture(scope="module", name="scene")
+def fixture_scene():
+    """Four disks, a shared folder and a network card, all direct."""
+    with ExitStack() as stack:
+        s = Scene(stack)
+        s.add_disk("mmio", 31)
+        s.add_disk("pci", 1)
+        s.add_disk("pci", 2, ",queue-size=1024")
+        s.add_disk("mmio", 30, ",queue-size=4")
+        s.folder = s.work / "share"
+        fill(s.folder)
+        s.add(Device("vhost-user-fs", s.socket(), "mmio", 29, ",tag=moat"),
+              Virtiofsd("newer", s.work / "fs", s.folder))
+        s.add(Device("virtio-net", s.socket(), "pci", 3),
+              Passt(s.work / "net"))
+        # Both ways to say which pool; the tree is the very same one later.
+        dtb = device_tree(s.work / "dtb", len(s.devices), s.own_pools())
+        for n, device in enumerate(s.devices):
+            if n % 2:
+                s.guard(n, "--share=direct", f"--dtb={dtb}",
+                        f"--device={device.node}")
+            else:
+                s.guard(n, "--share=direct", pool(n).option)
+        s.boot(s.own_pools())
+        yield s
+
+
+@DISKS
+def test_a_file_system_is_made_written_and_checked(scene, number):
+    name = block_device(scene.guest, scene.devices[number])
+    use(scene.guest, name, scene.images[number])
+
+
+@pytest.mark.parametrize("number", [MMIO, PCI, LONG, SHORT],
+                         ids=["mmio", "pci", "queue-1024", "queue-4"])
+def test_requests_of_all_sizes_arrive_unchanged(scene, number):
+    """Also those above 256 KiB, which is the most that Linux maps at once."""
+    name = block_device(scene.guest, scene.devices[number])
+    size = 8 * MIB
+    data = random.Random(number).randbytes(size)
+    with open(scene.images[number], "r+b") as f:
+        f.seek(64 * MIB)
+        f.write(data)
+    with open(scene.work / "data", "wb") as f:
+        f.write(data)
+    wanted = run(["sha256sum", scene.work / "data"]).stdout.split()[0]
+    for block in (4096, 61440, 131072, 1 << 20, 4 << 20):
+        sums = scene.guest.run(f"""
+echo 3 >/proc/sys/vm/drop_caches
+dd if=/dev/{name} bs={block} skip={64 * MIB} count={size} iflag=direct,skip_bytes,count_bytes 2>/dev/null | sha256sum
+dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
+dd if=/tmp/data of=/dev/{name} bs={block} seek={32 * MIB} oflag=direct,seek_bytes 2>/dev/null
+sha256sum </tmp/data
+rm /tmp/data
+""").split()
+        assert sums[0] == wanted, block
+        with open(scene.images[number], "rb") as f:
+            f.seek(32 * MIB)
+            with open(scene.work / "data", "wb") as out:
+                out.write(f.read(4 * MIB))
+        assert run(["sha256sum", scene.work / "data"]
+                   ).stdout.split()[0] == sums[2], block
+
+
+def test_a_folder_is_shared(scene):
+    """No O_DIRECT here: its bit is another flag's in the host's open(2), and
+    FUSE passes it on as it is."""
+    scene.guest.run("""
+mkdir -p /tmp/share
+mount -t virtiofs moat /tmp/share
+cd /tmp/share
+sha256sum -c -s host.sums
+mkdir -p guest/deep
+for i in $(seq 100); do echo "line $i" >guest/deep/$i; done
+head -c 9300031 /dev/urandom >guest/large
+mv guest/deep/100 guest/moved
+rm guest/deep/99
+sha256sum guest/large guest/moved guest/deep/* >guest.sums
+cd /
+umount /tmp/share
+""")
+    checked = run(["sha256sum", "-c", "--quiet", "guest.sums"],
+                  cwd=scene.folder)
+    assert checked.returncode == 0, checked.stdout
+    assert len(os.listdir(os.path.join(scene.folder, "guest/deep"))) == 98
+
+
+def test_a_network_moves_megabytes_both_ways(scene):
+    transfer(scene.guest)
+
+
+def test_the_guest_says_which_pool_each_device_has(scene):
+    log = scene.guest.run("dmesg")
+    for n, device in enumerate(scene.devices):
+        address = pool(n).address
+        assert re.search(r"created restricted DMA pool at "
+                         f"0x0*{address:x}, size {POOL // MIB} MiB", log)
+        assert (f"{device.name}: assigned reserved memory node "
+                f"restricted-dma@{address:x}\n") in log
+
+
+@DISKS
+def test_the_pool_is_what_the_guest_bounces_through(scene, number):
+    """Rings are in it all the time, and a read of 64 KiB takes as much more."""
+    name = block_device(scene.guest, scene.devices[number])
+    rings = counter(scene.guest, number, "used")
+    assert rings > 0
+    scene.guest.run("echo 0 >/sys/kernel/debug/restricted-dma@"
+                    f"{pool(number).address:x}/io_tlb_used_hiwater")
+    scene.guest.run(f"dd if=/dev/{name} of=/dev/null bs=64k count=1 "
+                    "iflag=direct 2>/dev/null")
+    assert (counter(scene.guest, number, "used_hiwater")
+            >= rings + (64 << 10) // SLOT)
+
+
+def test_each_backend_reaches_its_own_pool_and_no_other_memory(scene):
+    report = audit(scene.guest.pid, *(b.pid for b in scene.backends))
+    assert ram_reached(report, scene.guest.pid) >= RAM
+    seen = {}
+    for backend in scene.backends:
+        assert ram_reached(report, backend.pid) == 0
+        own = objects(report, backend.pid)
+        assert list(own.values()) == [POOL], own
+        seen.update(own)
+    # ... and no two the same one.
+    assert len(seen) == len(scene.backends)
+    assert set(seen) < set(objects(report, scene.guest.pid))
+
+
+def test_no_backend_reaches_the_guests_secret(scene):
+    secret = plant_secret(scene.guest)
+    assert spy_finds(scene.guest.pid, secret)
+    for backend in scene.backends:
+        assert not spy_finds(backend.pid, secret)
+
+
+def test_the_guards_have_nothing_to_say(scene):
+    """Runs last: they live, complain of nothing, copied nothing, and end."""
+    assert scene.guest.poweroff() == 0
+    for guard in scene.guards:
+        guard.expect("0 bytes bounced")
+        assert guard.running()
+        assert "error: " not in guard.log and "warning: " not in guard.log
+        assert guard.terminate() == 0
+
+
+# What keeps a device from having its pool, and what is said of it.  The last
+# one's pool is part of the memfd that is all of the guest's RAM.
+NO_POOL, NO_PLATFORM, NO_BANK = range(3)
+WHY = {
+    NO_POOL: r"its rings .* lie outside the pool at 0x50000000; .*memory-region",
+    NO_PLATFORM: r"its rings .* lie outside the pool at 0x52000000; "
+                 ".*iommu_platform=on",
+    NO_BANK: r"the pool at 0x4c000000 is part of a larger fd of guest RAM and "
+             "there is no /dev/udmabuf to carve it out; .*memory backend",
+}
+PART = Pool(RAM_AT + 192 * MIB, POOL)
+
+
+def unfit(scene):
+    """Three disks that can not be direct; returns the tree's pools."""
+    scene.add_disk("mmio", 31)
+    scene.add_disk("mmio", 30, access_platform=False)
+    scene.add_disk("mmio", 29)
+    return [(pool(NO_PLATFORM), scene.devices[NO_PLATFORM]),
+            (PART, scene.devices[NO_BANK])]
+
+
+def pool_option(number):
+    return (PART if number == NO_BANK else pool(number)).option
+
+
+@pytest.mark.parametrize("number", list(WHY), ids=[
+    "no-pool-in-the-tree", "no-access-platform", "no-fd-of-its-own"])
+def test_direct_refuses_a_device_without_a_pool(number):
+    if number == NO_BANK and os.path.exists("/dev/udmabuf"):
+        return      # can be direct here: see test_all_udmabuf.py
+    with ExitStack() as stack:
+        s = Scene(stack)
+        pools = unfit(s)
+        for n in range(3):
+            s.guard(n, f"--share={'direct' if n == number else 'auto'}",
+                    pool_option(n))
+        # This guest waits for its disk for ever.
+        s.boot(pools, wait=False)
+        s.guards[number].expect("error: queue 0: share=direct refused: "
+                                + WHY[number])
+        report = audit(s.guest.pid, s.backends[number].pid)
+        assert ram_reached(report, s.backends[number].pid) == 0
+
+
+def test_auto_bounces_for_a_device_without_a_pool():
+    """It says why, all works, and its backend has nothing of the guest's."""
+    with ExitStack() as stack:
+        s = Scene(stack)
+        pools = unfit(s)
+        for n in range(3):
+            s.guard(n, "--share=auto", pool_option(n))
+        s.boot(pools)
+        secret = plant_secret(s.guest)
+        for n in WHY:
+            if n == NO_BANK and os.path.exists("/dev/udmabuf"):
+                continue
+            s.guards[n].expect("share=auto: chose bounce because " + WHY[n])
+            use(s.guest, block_device(s.guest, s.devices[n]), s.images[n])
+            report = audit(s.guest.pid, s.backends[n].pid)
+            assert ram_reached(report, s.backends[n].pid) == 0
+            assert not spy_finds(s.backends[n].pid, secret)
+        assert spy_finds(s.guest.pid, secret)
+
+
+def test_auto_is_direct_for_a_device_with_a_pool():
+    with ExitStack() as stack:
+        s = Scene(stack)
+        s.add_disk("mmio", 31)
+        guard = s.guard(0, pool(0).option)
+        s.boot(s.own_pools())
+        guard.expect("share=auto: chose direct because its rings lie in the "
+                     "pool")
+        use(s.guest, block_device(s.guest, s.devices[0]), s.images[0])
+        report = audit(s.guest.pid, s.backends[0].pid)
+        assert list(objects(report, s.backends[0].pid).values()) == [POOL]
+
+
+def scribble(backend, size, seed):
+    """Random bytes all over the pool, as the backend could write them itself:
+    through its own mapping."""
+    with open(f"/proc/{backend.pid}/maps", encoding="ascii") as f:
+        ranges = [re.match("([0-9a-f]+)-([0-9a-f]+) rw-s .*memfd:", line)
+                  for line in f]
+    found = [(int(r[1], 16), int(r[2], 16)) for r in ranges if r]
+    assert sum(end - start for start, end in found) == size, found
+    data = random.Random(seed).randbytes(size)
+    with open(f"/proc/{backend.pid}/mem", "r+b", buffering=0) as f:
+        for start, end in found:
+            f.seek(start)
+            assert f.write(data[:end - start]) == end - start
+
+
+def test_a_backend_that_writes_all_over_its_pool_breaks_its_own_device_only():
+    """While that device is at work."""
+    with ExitStack() as stack:
+        s = Scene(stack)
+        s.add_disk("mmio", 31)
+        s.add_disk("pci", 1)
+        for n in range(2):
+            s.guard(n, "--share=direct", pool(n).option)
+        s.boot(s.own_pools())
+        evil, good = (block_device(s.guest, d) for d in s.devices)
+        s.guest.run(f"""
+dd if=/dev/urandom of=/tmp/canary bs=1M count=32 2>/dev/null
+sha256sum /tmp/canary >/tmp/canary.sum
+while :; do
+	dd if=/dev/{evil} of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null
+	echo >>/tmp/rounds
+done >/dev/null 2>&1 &
+until [ -s /tmp/rounds ]; do usleep 10000; done
+""")
+        for seed in range(8):
+            scribble(s.backends[0], POOL, seed)
+            use(s.guest, good, s.images[1])
+        s.guest.run("sha256sum -c -s /tmp/canary.sum")
+        assert s.guest.running()
+        assert s.guards[1].running()
+        assert "error: " not in s.guards[1].log
