@@ -17,7 +17,7 @@
 #define POOL_DEFAULT (UINT64_C(64) << 20)
 #define POOL_MIN (UINT64_C(64) << 10)
 #define POOL_MAX (UINT64_C(1) << 40)
-#define POLL_DEFAULT_US 32u
+#define POLL_DEFAULT_US 64u
 #define POLL_MAX_US 10000u
 
 enum {
@@ -76,7 +76,7 @@ static const struct argp_option options[] = {
 	  0 },
 	{ "poll-us", OPT_POLL, "N", 0,
 	  "look for work up to N microseconds before sleeping, while that pays "
-	  "off (default 32; 0: never)",
+	  "off (default 64; 0: never)",
 	  0 },
 	{ 0, 0, 0, 0, "The process:", 4 },
 	{ "once", OPT_ONCE, 0, 0, "end when the first VMM leaves", 0 },

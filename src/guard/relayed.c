@@ -217,6 +217,14 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 	return ret;
 }
 
+static uint32_t patience_ms(const struct moat_session *s)
+{
+	uint32_t ms = s->config->type->drain_ms;
+
+	return s->impatient && ms > DRAIN_IMPATIENT_MS ? DRAIN_IMPATIENT_MS :
+							 ms;
+}
+
 /* Let the backend finish what it has, as long as it makes progress. */
 static void drain(struct moat_vring_ctl *v)
 {
@@ -224,9 +232,7 @@ static void drain(struct moat_vring_ctl *v)
 	struct moat_relay_queue *q = &v->rq.relay;
 	uint64_t now = moat_now_ns();
 	uint64_t end = now + DRAIN_TOTAL_MS * (uint64_t)MOAT_NS_PER_MS;
-	uint64_t quiet =
-		(uint64_t)MOAT_NS_PER_MS *
-		(s->impatient ? DRAIN_IMPATIENT_MS : s->config->type->drain_ms);
+	uint64_t quiet = (uint64_t)MOAT_NS_PER_MS * patience_ms(s);
 	uint64_t next = now + quiet;
 	unsigned int did;
 
