@@ -382,10 +382,12 @@ while :; do
 done >/dev/null 2>&1 &
 until [ -s /tmp/rounds ]; do usleep 10000; done
 """)
-        for seed in range(8):
+        for seed in range(2):
             scribble(s.backends[0], POOL, seed)
+            rounds = s.guest.run("wc -c </tmp/rounds")
             use(s.guest, good, s.images[1])
+        # It is broken indeed, and that is all.
+        assert s.guest.run("wc -c </tmp/rounds") == rounds
         s.guest.run("sha256sum -c -s /tmp/canary.sum")
-        assert s.guest.running()
         assert s.guards[1].running()
         assert "error: " not in s.guards[1].log
