@@ -246,7 +246,7 @@ static int judge(struct service *v)
 			 (unsigned long long)s->bytes_shared,
 			 (unsigned long long)s->pool.stats.high_water *
 				 (MOAT_SLOT_SIZE / 1024),
-			 (unsigned long long)s->pool_mem.size / 1024);
+			 (unsigned long long)s->config->pool_size / 1024);
 		return once ? 1 : 0;
 	case MOAT_SESSION_VMM_REFUSED:
 		return once ? -EPROTO : 0;

@@ -197,6 +197,9 @@ static int op_set_mem_table(void *dev, const struct moat_vu_mem_region *r,
 	struct moat_session *s = dev;
 	int ret = moat_guest_mem_set(&s->mem, r, n, fds);
 
+	/* Not while the backend is asked: it may take its time to answer. */
+	for (uint32_t i = 0; i < n; i++)
+		moat_fd_close(&fds[i]);
 	return ret ? ret : after_memory_change(s);
 }
 
@@ -206,6 +209,7 @@ static int op_add_mem_region(void *dev, const struct moat_vu_mem_region *r,
 	struct moat_session *s = dev;
 	int ret = moat_guest_mem_add(&s->mem, r, *fd);
 
+	moat_fd_close(fd);
 	return ret ? ret : after_memory_change(s);
 }
 
@@ -314,6 +318,32 @@ bool moat_session_has_enable(const struct moat_session *s)
 	return s->forwarded & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES);
 }
 
+/* Made when the first relayed queue starts: `direct` never needs one. */
+static int make_pool(struct moat_session *s)
+{
+	uint32_t slots = (uint32_t)(s->config->pool_size >> MOAT_SLOT_SHIFT);
+	int ret = moat_pool_mem_create(&s->pool_mem, s->config->pool_size);
+
+	if (!ret) {
+		s->pool_bits =
+			calloc(moat_pool_words(slots), sizeof(*s->pool_bits));
+		ret = s->pool_bits ? 0 : -ENOMEM;
+	}
+	if (ret) {
+		log_err(s->log, "can not make a pool of %llu bytes: %s",
+			U(s->config->pool_size), strerror(-ret));
+		return ret;
+	}
+	moat_pool_init(&s->pool, slots, s->pool_bits);
+	s->runner.relay.dma = (struct moat_dma){
+		.guest = &s->mem.map,
+		.pool = &s->pool,
+		.pool_host = s->pool_mem.host,
+		.pool_addr = MOAT_POOL_GUEST_ADDR,
+	};
+	return 0;
+}
+
 /* The pool first, then what is shared: at most eight in all. */
 int moat_session_send_table(struct moat_session *s, bool relayed)
 {
@@ -323,6 +353,11 @@ int moat_session_send_table(struct moat_session *s, bool relayed)
 	int fds[MOAT_VU_REGIONS_MAX], ret;
 	uint32_t n = 0;
 
+	if (relayed && !s->pool_mem.host) {
+		ret = make_pool(s);
+		if (ret)
+			return ret;
+	}
 	if (s->table_sent && (!relayed || s->pool_sent) &&
 	    !(shares && s->mem.share_changed))
 		return 0;
@@ -415,7 +450,7 @@ static int op_set_vring_enable(void *dev, uint32_t index, bool enable)
 /* Bytes of the largest request that any queue will be able to map. */
 static uint64_t request_limit(const struct moat_session *s)
 {
-	uint64_t half = s->pool_mem.size / 2;
+	uint64_t half = s->config->pool_size / 2;
 
 	/* Rings and cells come out of the common half; so may a table. */
 	return half - half / 4 - MOAT_SLOT_SIZE;
@@ -607,31 +642,6 @@ int moat_session_step(struct moat_session *s)
 
 /* ---- beginning and end ---- */
 
-static int make_pool(struct moat_session *s)
-{
-	uint32_t slots = (uint32_t)(s->config->pool_size >> MOAT_SLOT_SHIFT);
-	int ret = moat_pool_mem_create(&s->pool_mem, s->config->pool_size);
-
-	if (!ret) {
-		s->pool_bits =
-			calloc(moat_pool_words(slots), sizeof(*s->pool_bits));
-		ret = s->pool_bits ? 0 : -ENOMEM;
-	}
-	if (ret) {
-		log_err(s->log, "can not make a pool of %llu bytes: %s",
-			U(s->config->pool_size), strerror(-ret));
-		return ret;
-	}
-	moat_pool_init(&s->pool, slots, s->pool_bits);
-	s->runner.relay.dma = (struct moat_dma){
-		.guest = &s->mem.map,
-		.pool = &s->pool,
-		.pool_host = s->pool_mem.host,
-		.pool_addr = MOAT_POOL_GUEST_ADDR,
-	};
-	return 0;
-}
-
 /* What the backend is, and whether it will do. */
 static int ask_backend(struct moat_session *s)
 {
@@ -689,9 +699,7 @@ int moat_session_open(struct moat_session *s,
 	s->client.arg = s;
 	moat_runner_init(&s->runner, loop, config->poll_us);
 	s->runner.alarm = config->alarm;
-	ret = make_pool(s);
-	if (!ret)
-		ret = ask_backend(s);
+	ret = ask_backend(s);
 	if (ret)
 		return from_backend(s, ret);
 	s->client_src.fd = s->client.conn.fd;
