@@ -70,13 +70,13 @@ static void add_bank(struct build *b, uint64_t size, bool pool)
 	add(b, "node,nodeid=%u,memdev=%s", b->nodes++, id);
 }
 
-static int compare_regions(const void *a, const void *b)
+/* Puts a region where it belongs in an array sorted by address. */
+static void insert(const struct moat_dt_region **v, size_t n,
+		   const struct moat_dt_region *r)
 {
-	const struct moat_dt_region *const *x = a, *const *y = b;
-
-	if ((*x)->range.start != (*y)->range.start)
-		return (*x)->range.start < (*y)->range.start ? -1 : 1;
-	return 0;
+	for (; n && v[n - 1]->range.start > r->range.start; n--)
+		v[n] = v[n - 1];
+	v[n] = r;
 }
 
 /* The pools, sorted by address, each proven to be a bank of its own. */
@@ -91,12 +91,11 @@ static int sort_pools(struct build *b,
 		const struct moat_dt_region *r = &dt->regions[i];
 
 		if (r->pool && !dt->nodes[r->node].disabled)
-			pools[(*n)++] = r;
+			insert(pools, (*n)++, r);
 	}
 	if (!*n)
 		return dt_fail(b->why, -EINVAL,
 			       "there is no pool: `moat dt add-pool` adds one");
-	qsort(pools, *n, sizeof(*pools), compare_regions);
 	for (size_t i = 0; i < *n; i++) {
 		const struct moat_dt_range *r = &pools[i]->range;
 

@@ -257,6 +257,7 @@ def test_an_output_is_whole_or_absent(tree, tmp_path):
     dtb = tree(mmio=[""])
     out = tmp_path / "folder"
     out.mkdir()
+    moat("add-pool", dtb, "-o", "/dev/full", f"--device={MMIO}", status=1)
     (out / "old.dtb").write_text("old")
     # A name that cannot be replaced: a folder.
     moat("add-pool", dtb, "-o", out, f"--device={MMIO}", status=1)
