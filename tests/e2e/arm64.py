@@ -86,10 +86,10 @@ class Device(NamedTuple):
                 + self.properties]
 
 
-def disk(socket_path, transport, place, properties="", **kwargs):
-    """A disk with one queue."""
+def disk(socket_path, transport, place, properties="", queues=1, **kwargs):
+    """A disk."""
     return Device("vhost-user-blk", socket_path, transport, place,
-                  ",num-queues=1" + properties, **kwargs)
+                  f",num-queues={queues}" + properties, **kwargs)
 
 
 def guest_dir():
@@ -103,7 +103,7 @@ def machine(pools, dumpdtb=""):
     size = (RAM + pools * POOL) // MIB
     argv = in_root("qemu-system-aarch64", "-nodefaults", "-no-user-config",
                    "-display", "none", "-machine", "virt" + dumpdtb,
-                   "-cpu", "max,pauth-impdef=on", "-smp", "1",
+                   "-cpu", "max,pauth-impdef=on", "-smp", "2",
                    "-accel", "tcg,thread=multi", "-m", f"{size}M",
                    "-global", "virtio-mmio.force-legacy=false",
                    "-object", f"memory-backend-memfd,id=ram,size={RAM},"

@@ -43,12 +43,14 @@ class Scene:
         self.devices.append(device)
         self.backends.append(self.stack.enter_context(backend))
 
-    def add_disk(self, transport, place, properties="", **kwargs):
+    def add_disk(self, transport, place, properties="", queues=1, **kwargs):
         number = len(self.images)
         image = make_image(self.work / f"disk{number}", IMAGE)
         self.images.append(image)
-        device = disk(self.socket(), transport, place, properties, **kwargs)
-        self.add(device, StorageDaemon(self.work / f"blk{number}", image))
+        device = disk(self.socket(), transport, place, properties, queues,
+                      **kwargs)
+        self.add(device, StorageDaemon(self.work / f"blk{number}", image,
+                                       queues))
 
     def guard(self, number, *options):
         """The guard of a device; its pool is named by the options."""
@@ -131,7 +133,7 @@ def fixture_scene():
         s = Scene(stack)
         s.add_disk("mmio", 31)
         s.add_disk("pci", 1)
-        s.add_disk("pci", 2, ",queue-size=1024")
+        s.add_disk("pci", 2, ",queue-size=1024", queues=2)
         s.add_disk("mmio", 30, ",queue-size=4")
         s.folder = s.work / "share"
         fill(s.folder)
@@ -186,6 +188,44 @@ rm /tmp/data
                 out.write(f.read(4 * MIB))
         assert run(["sha256sum", scene.work / "data"]
                    ).stdout.split()[0] == sums[2], block
+
+
+def test_two_processors_use_two_queues(scene):
+    name = block_device(scene.guest, scene.devices[LONG])
+    virtio = scene.guest.run(f"readlink /sys/block/{name}/device | sed s,.*/,,")
+    assert scene.guest.run(f"ls /sys/block/{name}/mq").split() == ["0", "1"]
+    scene.guest.run(f"""
+for cpu in 1 2; do
+	taskset $cpu dd if=/dev/{name} bs=64k count=64 skip=$((cpu * 64)) iflag=direct 2>/dev/null | sha256sum >/tmp/cpu$cpu &
+done
+wait
+for cpu in 1 2; do
+	dd if=/dev/{name} bs=1M count=4 skip=$((cpu * 4)) iflag=direct 2>/dev/null | sha256sum | cmp - /tmp/cpu$cpu
+done
+""")
+    for queue in range(2):
+        counts = scene.guest.run(f"grep '{virtio}-req.{queue}$' "
+                                 "/proc/interrupts").split()[1:3]
+        assert sum(map(int, counts)) > 10, counts
+
+
+@DISKS
+def test_a_driver_lets_go_of_its_disk_and_takes_it_again(scene, number):
+    """The device is reset and set up anew over one connection."""
+    name = block_device(scene.guest, scene.devices[number])
+    virtio = scene.guest.run(f"readlink /sys/block/{name}/device | sed s,.*/,,")
+    read = (f"dd if=/dev/{name} bs=1M count=4 iflag=direct 2>/dev/null"
+            " | sha256sum")
+    wanted = scene.guest.run(read)
+    for _ in range(3):
+        scene.guest.run(f"""
+cd /sys/bus/virtio/drivers/virtio_blk
+echo {virtio} >unbind
+[ ! -e /dev/{name} ]
+echo {virtio} >bind
+[ -b /dev/{name} ]
+""")
+        assert scene.guest.run(read) == wanted
 
 
 def test_a_folder_is_shared(scene):
@@ -270,6 +310,20 @@ def test_the_guards_have_nothing_to_say(scene):
         assert guard.terminate() == 0
 
 
+def test_without_a_guard_a_backend_reaches_all():
+    """The same guest, straight: what the tests above look for is there."""
+    with ExitStack() as stack:
+        s = Scene(stack)
+        s.add_disk("mmio", 31)
+        s.devices[0] = s.devices[0]._replace(
+            socket_path=s.backends[0].socket_path)
+        s.boot(s.own_pools())
+        secret = plant_secret(s.guest)
+        assert spy_finds(s.backends[0].pid, secret)
+        report = audit(s.guest.pid, s.backends[0].pid)
+        assert ram_reached(report, s.backends[0].pid) >= RAM
+
+
 # What keeps a device from having its pool, and what is said of it.  The last
 # one's pool is part of the memfd that is all of the guest's RAM.
 NO_POOL, NO_PLATFORM, NO_BANK = range(3)
@@ -340,12 +394,15 @@ def test_auto_is_direct_for_a_device_with_a_pool():
         s = Scene(stack)
         s.add_disk("mmio", 31)
         guard = s.guard(0, pool(0).option)
-        s.boot(s.own_pools())
-        guard.expect("share=auto: chose direct because its rings lie in the "
-                     "pool")
-        use(s.guest, block_device(s.guest, s.devices[0]), s.images[0])
-        report = audit(s.guest.pid, s.backends[0].pid)
-        assert list(objects(report, s.backends[0].pid).values()) == [POOL]
+        for _ in range(2):      # one guest after the other
+            mark = len(guard.log)
+            s.boot(s.own_pools())
+            guard.expect("share=auto: chose direct because its rings lie in "
+                         "the pool", mark)
+            use(s.guest, block_device(s.guest, s.devices[0]), s.images[0])
+            report = audit(s.guest.pid, s.backends[0].pid)
+            assert list(objects(report, s.backends[0].pid).values()) == [POOL]
+            s.guest.poweroff()
 
 
 def scribble(backend, size, seed):
