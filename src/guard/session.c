@@ -187,7 +187,7 @@ static int after_memory_change(struct moat_session *s)
 		finish(s, MOAT_SESSION_VMM_REFUSED);
 	/* A backend that has a table is told of the new one at once. */
 	else if (s->table_sent)
-		ret = moat_session_send_table(s, false);
+		ret = moat_session_send_table(s, false, false);
 	return ret;
 }
 
@@ -345,23 +345,24 @@ static int make_pool(struct moat_session *s)
 }
 
 /* The pool first, then what is shared: at most eight in all. */
-int moat_session_send_table(struct moat_session *s, bool relayed)
+int moat_session_send_table(struct moat_session *s, bool pool, bool share)
 {
 	const struct moat_shareset *set = &s->mem.share;
-	bool shares = s->config->share != MOAT_SHARE_BOUNCE;
 	struct moat_vu_mem_region r[MOAT_VU_REGIONS_MAX];
 	int fds[MOAT_VU_REGIONS_MAX], ret;
 	uint32_t n = 0;
 
-	if (relayed && !s->pool_mem.host) {
+	if (pool && !s->pool_mem.host) {
 		ret = make_pool(s);
 		if (ret)
 			return ret;
 	}
-	if (s->table_sent && (!relayed || s->pool_sent) &&
-	    !(shares && s->mem.share_changed))
+	pool |= s->pool_sent;
+	share |= s->share_sent;
+	if (s->table_sent && pool == s->pool_sent && share == s->share_sent &&
+	    !(share && s->mem.share_changed))
 		return 0;
-	if (relayed || s->pool_sent) {
+	if (pool) {
 		r[n] = (struct moat_vu_mem_region){
 			.guest_addr = MOAT_POOL_GUEST_ADDR,
 			.size = s->pool_mem.size,
@@ -369,7 +370,7 @@ int moat_session_send_table(struct moat_session *s, bool relayed)
 		};
 		fds[n++] = s->pool_mem.fd;
 	}
-	for (uint32_t i = 0; shares && i < set->n; i++) {
+	for (uint32_t i = 0; share && i < set->n; i++) {
 		r[n] = (struct moat_vu_mem_region){
 			.guest_addr = set->regions[i].guest_addr,
 			.size = set->regions[i].size,
@@ -378,16 +379,17 @@ int moat_session_send_table(struct moat_session *s, bool relayed)
 		};
 		fds[n++] = set->regions[i].fd;
 	}
+	/* Segments may pass by reference where the backend has the memory. */
+	s->runner.relay.dma.nshared = 0;
 	ret = moat_vu_client_set_mem(&s->client, r, n, fds);
 	if (ret)
 		return from_backend(s, ret);
 	s->table_sent = true;
-	s->pool_sent |= relayed;
+	s->pool_sent = pool;
+	s->share_sent = share;
 	s->mem.share_changed = false;
-	/* What segments may pass by reference: what the backend has. */
-	if (shares)
-		s->runner.relay.dma.shared = set->ranges;
-	s->runner.relay.dma.nshared = shares ? set->n : 0;
+	s->runner.relay.dma.shared = set->ranges;
+	s->runner.relay.dma.nshared = share ? set->n : 0;
 	return 0;
 }
 

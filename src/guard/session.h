@@ -84,7 +84,8 @@ struct moat_session {
 	struct moat_pool pool;
 	uint64_t *pool_bits;
 	bool table_sent; /* the backend has a memory table ... */
-	bool pool_sent;	 /* ... with the pool in it */
+	bool pool_sent;	 /* ... with our pool in it */
+	bool share_sent; /* ... with the share set in it */
 	struct moat_runner runner;
 	struct moat_vring_ctl *vrings[MOAT_VU_VRINGS_MAX];
 
@@ -129,9 +130,13 @@ void moat_session_hurry(struct moat_session *s);
 
 /**
  * moat_session_send_table() - the backend's memory table, if it has to change
- * @relayed: a relayed queue is about to start, which needs the pool in it
+ * @pool: our pool has to be in it from now on: a relayed queue is to start
+ * @share: the share set has to be in it from now on
+ *
+ * In mode `auto` the share set is not sent before a queue goes direct: a guest
+ * that did not give the pool to this device keeps its own data there.
  */
-int moat_session_send_table(struct moat_session *s, bool relayed);
+int moat_session_send_table(struct moat_session *s, bool pool, bool share);
 
 /** moat_session_has_enable() - does the backend know SET_VRING_ENABLE? */
 bool moat_session_has_enable(const struct moat_session *s);

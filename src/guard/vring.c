@@ -176,7 +176,9 @@ int moat_vring_start(struct moat_vring_ctl *v)
 	if (!ret)
 		ret = decide(v, &v->direct);
 	if (!ret)
-		ret = moat_session_send_table(s, !v->direct);
+		ret = moat_session_send_table(
+			s, !v->direct,
+			v->direct || s->config->share == MOAT_SHARE_HYBRID);
 	if (!ret)
 		ret = v->direct ? moat_direct_start(v)
 				: moat_relayed_start(v, &front);
