@@ -12,7 +12,12 @@
 #include "os/fd.h"
 
 #define U(x) ((unsigned long long)(x))
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
+/*
+ * Nobody may shrink it (the VMM would die of SIGBUS), grow it (it would eat the
+ * host's memory) or seal it further: after F_SEAL_FUTURE_WRITE no other process
+ * of this VM could map its memory any more.
+ */
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 void moat_shareset_init(struct moat_shareset *set,
 			const struct moat_dma_range *pools, uint32_t npools,
@@ -56,11 +61,7 @@ static void keep(struct moat_shareset *set, uint64_t guest_addr, uint64_t size,
 	set->why[0] = 0;
 }
 
-/*
- * The region's own fd: it must hold the region and nothing else, and nobody
- * must be able to shrink it (the VMM would die of SIGBUS) or to grow it (it
- * would eat the host's memory).
- */
+/* The region's own fd: it must hold the region and nothing else. */
 static void share_own(struct moat_shareset *set,
 		      const struct moat_vu_mem_region *r, int fd)
 {
