@@ -432,9 +432,7 @@ static int op_set_vring_err(void *dev, uint32_t index, int *fd)
 
 	if (!v)
 		return -EINVAL;
-	moat_fd_close(&v->err_fd);
-	v->err_fd = moat_fd_take(fd);
-	return 0;
+	return from_backend(dev, moat_vring_set_err_fd(v, fd));
 }
 
 static int op_set_vring_enable(void *dev, uint32_t index, bool enable)

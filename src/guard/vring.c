@@ -276,3 +276,15 @@ int moat_vring_set_call_fd(struct moat_vring_ctl *v, int *fd)
 	moat_eventfd_signal(v->call_fd);
 	return 0;
 }
+
+int moat_vring_set_err_fd(struct moat_vring_ctl *v, int *fd)
+{
+	moat_fd_close(&v->err_fd);
+	v->err_fd = moat_fd_take(fd);
+	/* A relayed queue's errors are found and signalled here. */
+	if (!v->started || !v->direct)
+		return 0;
+	return moat_vu_client_vring_fd(&v->session->client,
+				       VHOST_USER_SET_VRING_ERR, v->index,
+				       v->err_fd);
+}
