@@ -16,8 +16,8 @@
 #define CHANNEL_BURST 32u
 #define CHANNEL_PAUSE_NS (100u * MOAT_NS_PER_MS)
 
-/* Patience with a backend's answer when we were told to end. */
-#define HURRY_REPLY_MS 1000u
+/* Patience with a backend's answers, all of them, when we were told to end. */
+#define HURRY_MS 1000u
 
 #define U(x) ((unsigned long long)(x))
 
@@ -717,8 +717,7 @@ int moat_session_serve(struct moat_session *s, int fd)
 
 void moat_session_hurry(struct moat_session *s)
 {
-	s->client.abort_fd = -1;
-	s->client.reply_ms = HURRY_REPLY_MS;
+	moat_vu_client_hurry(&s->client, HURRY_MS);
 }
 
 void moat_session_stop(struct moat_session *s)

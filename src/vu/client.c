@@ -21,6 +21,13 @@ void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
 	moat_vu_conn_init(&c->channel, -1);
 }
 
+void moat_vu_client_hurry(struct moat_vu_client *c, uint32_t ms)
+{
+	c->abort_fd = -1;
+	c->reply_ms = ms;
+	c->end_ns = moat_now_ns() + (uint64_t)ms * MOAT_NS_PER_MS;
+}
+
 void moat_vu_client_close(struct moat_vu_client *c)
 {
 	moat_vu_conn_close(&c->conn);
@@ -86,6 +93,8 @@ static int get_reply(struct moat_vu_client *c, uint32_t request,
 	uint64_t end = moat_now_ns() + (uint64_t)c->reply_ms * MOAT_NS_PER_MS;
 	int ret;
 
+	if (c->end_ns && c->end_ns < end)
+		end = c->end_ns;
 	while (!(ret = moat_vu_conn_recv(&c->conn, m))) {
 		ret = wait_input(c, end);
 		if (ret)

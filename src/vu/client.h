@@ -27,6 +27,7 @@ struct moat_vu_client {
 	uint64_t protocol_features; /* negotiated */
 	int abort_fd; /* readable: give up waiting with -EINTR; -1: none */
 	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
+	uint64_t end_ns; /* no wait lasts longer; 0: no such end */
 	bool dead;
 	struct moat_log *log;
 	/*
@@ -36,6 +37,13 @@ struct moat_vu_client {
 	void (*config_changed)(void *arg);
 	void *arg;
 };
+
+/**
+ * moat_vu_client_hurry() - from now on all waits together last @ms at most
+ *
+ * Nor is abort_fd looked at any more.
+ */
+void moat_vu_client_hurry(struct moat_vu_client *c, uint32_t ms);
 
 /** moat_vu_client_init() - over @fd, which the client owns from now on */
 void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
