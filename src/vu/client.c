@@ -349,10 +349,13 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 		if (c->config_changed)
 			c->config_changed(c->arg);
 	} else {
-		log_err(c->log,
-			"backend request %u (%u bytes, %d fds) is not allowed: "
-			"refused",
-			m.request, m.size, m.nfds);
+		/* Once, or it could drown other lines (os/log.h). */
+		if (!c->said_refused)
+			log_err(c->log,
+				"backend request %u (%u bytes, %d fds) is not "
+				"allowed: refused, as more of them will be",
+				m.request, m.size, m.nfds);
+		c->said_refused = true;
 		status = EPERM;
 	}
 	moat_vu_msg_close(&m);
