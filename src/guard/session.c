@@ -569,17 +569,24 @@ static void watch_channel(struct moat_session *s)
 static void on_channel(void *arg, uint32_t events)
 {
 	struct moat_session *s = arg;
-	int watched = s->channel_src.fd;
 
 	(void)events;
-	moat_vu_client_channel(&s->client);
-	if (watched == s->client.channel.fd && s->channel_tokens) {
+	if (moat_vu_client_channel(&s->client) < 0)
+		return;
+	if (s->channel_tokens) {
 		s->channel_tokens--;
 		return;
 	}
 	moat_loop_unwatch(s->loop, &s->channel_src);
-	if (s->client.channel.fd >= 0)
-		s->channel_next_ns = moat_now_ns() + CHANNEL_PAUSE_NS;
+	s->channel_next_ns = moat_now_ns() + CHANNEL_PAUSE_NS;
+}
+
+/* Also in the midst of a message of the VMM, while a call waits. */
+static void on_channel_ends(void *arg)
+{
+	struct moat_session *s = arg;
+
+	moat_loop_unwatch(s->loop, &s->channel_src);
 }
 
 static void on_config_changed(void *arg)
@@ -696,6 +703,7 @@ int moat_session_open(struct moat_session *s,
 	moat_vu_server_init(&s->server, -1, &ops, s, log);
 	moat_vu_client_init(&s->client, fd, config->abort_fd, log);
 	s->client.config_changed = on_config_changed;
+	s->client.channel_ends = on_channel_ends;
 	s->client.arg = s;
 	moat_runner_init(&s->runner, loop, config->poll_us);
 	s->runner.alarm = config->alarm;

@@ -324,6 +324,25 @@ int moat_vu_client_input(struct moat_vu_client *c)
 	return die(c, 0, ret);
 }
 
+static void close_channel(struct moat_vu_client *c)
+{
+	if (c->channel_ends)
+		c->channel_ends(c->arg);
+	moat_vu_conn_close(&c->channel);
+}
+
+/* Answer a request of the backend, which has to read: nobody waits for it. */
+static int answer(struct moat_vu_client *c, uint32_t request, uint64_t status)
+{
+	if (moat_vu_conn_room(&c->channel) &&
+	    !moat_vu_conn_send(&c->channel, request, MOAT_VU_F_REPLY, &status,
+			       sizeof(status), NULL, 0))
+		return 0;
+	log_err(c->log, "backend does not read its request channel: closed");
+	close_channel(c);
+	return -EPIPE;
+}
+
 int moat_vu_client_channel(struct moat_vu_client *c)
 {
 	struct moat_vu_msg m;
@@ -340,7 +359,7 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 			log_err(c->log,
 				"backend's request channel: %s; closed",
 				strerror(-ret));
-		moat_vu_conn_close(&c->channel);
+		close_channel(c);
 		return ret;
 	}
 	if (m.request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG && !m.size &&
@@ -359,13 +378,9 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 		status = EPERM;
 	}
 	moat_vu_msg_close(&m);
-	ret = 1;
 	if (m.flags & MOAT_VU_F_NEED_REPLY &&
 	    moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_REPLY_ACK) &&
-	    moat_vu_conn_send(&c->channel, m.request, MOAT_VU_F_REPLY, &status,
-			      sizeof(status), NULL, 0)) {
-		moat_vu_conn_close(&c->channel);
-		ret = -EPIPE;
-	}
-	return ret;
+	    answer(c, m.request, status))
+		return -EPIPE;
+	return 1;
 }

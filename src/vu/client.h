@@ -36,6 +36,8 @@ struct moat_vu_client {
 	 * a backend that is taken (and only with CONFIG negotiated).
 	 */
 	void (*config_changed)(void *arg);
+	/* The channel's fd is about to be closed: do not watch it any more. */
+	void (*channel_ends)(void *arg);
 	void *arg;
 };
 
