@@ -459,12 +459,20 @@ static uint64_t request_limit(const struct moat_session *s)
 static int op_get_config(void *dev, struct moat_vu_config *config)
 {
 	struct moat_session *s = dev;
-	int ret =
-		from_backend(s, moat_vu_client_get_config(&s->client, config));
+	const struct moat_device_type *type = s->config->type;
+	struct moat_vu_config wide = *config;
+	int ret;
 
-	if (!ret && s->config->share != MOAT_SHARE_DIRECT)
-		moat_policy_config(s->config->type, config, request_limit(s));
-	return ret;
+	if (s->config->share != MOAT_SHARE_DIRECT)
+		moat_policy_config_range(type, &wide.offset, &wide.size);
+	ret = from_backend(s, moat_vu_client_get_config(&s->client, &wide));
+	if (ret)
+		return ret;
+	if (s->config->share != MOAT_SHARE_DIRECT)
+		moat_policy_config(type, &wide, request_limit(s));
+	memcpy(config->data, wide.data + (config->offset - wide.offset),
+	       config->size);
+	return 0;
 }
 
 static int op_set_config(void *dev, const struct moat_vu_config *config)
