@@ -605,13 +605,20 @@ static void on_config_changed(void *arg)
 }
 
 /*
- * Pass a config change on. It is legal once the VMM has given us a channel and
- * the driver has started; until then, and if it comes too often, it waits.
+ * A config change is legal once the VMM has negotiated config space and given
+ * us a channel, and the driver has started.
  */
+static bool may_tell_vmm(const struct moat_session *s)
+{
+	return s->vmm_channel.fd >= 0 && any_started(s) &&
+	       s->server.protocol_features &
+		       MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG);
+}
+
+/* Pass one on, or let it wait: until it is legal, or if it comes too often. */
 static void pass_config_change(struct moat_session *s, uint64_t now)
 {
-	if (!s->config_changed || now < s->config_next_ns ||
-	    s->vmm_channel.fd < 0 || !any_started(s))
+	if (!s->config_changed || now < s->config_next_ns || !may_tell_vmm(s))
 		return;
 	s->config_next_ns = now + CONFIG_EVERY_NS;
 	/* One that does not fit now comes later: the queues do not wait. */
@@ -641,7 +648,7 @@ int moat_session_step(struct moat_session *s)
 		return moat_runner_busy(&s->runner) ? 0 : -1;
 	now = moat_now_ns();
 	pass_config_change(s, now);
-	if (s->config_changed && s->vmm_channel.fd >= 0 && any_started(s))
+	if (s->config_changed && may_tell_vmm(s))
 		wait = ms_until(now, s->config_next_ns);
 	if (s->channel_next_ns && now >= s->channel_next_ns) {
 		s->channel_next_ns = 0;
