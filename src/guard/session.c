@@ -78,7 +78,8 @@ static int op_get_features(void *dev, uint64_t *features)
 static int op_set_features(void *dev, uint64_t features)
 {
 	struct moat_session *s = dev;
-	uint64_t surplus = features & ~s->offered;
+	uint64_t surplus = features & ~s->offered, forwarded;
+	int ret;
 
 	if (surplus) {
 		log_err(s->log,
@@ -102,12 +103,16 @@ static int op_set_features(void *dev, uint64_t features)
 			U(s->accepted), U(features));
 		return -EBUSY;
 	}
+	forwarded = moat_policy_accept(s->config->share, s->client.features,
+				       features);
+	ret = from_backend(s, moat_vu_client_set_u64(&s->client,
+						     VHOST_USER_SET_FEATURES,
+						     forwarded));
+	if (ret)
+		return ret;
 	s->accepted = features;
-	s->forwarded = moat_policy_accept(s->config->share, s->client.features,
-					  features);
-	return from_backend(s, moat_vu_client_set_u64(&s->client,
-						      VHOST_USER_SET_FEATURES,
-						      s->forwarded));
+	s->forwarded = forwarded;
+	return 0;
 }
 
 static int op_get_protocol_features(void *dev, uint64_t *features)
