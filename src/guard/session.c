@@ -415,7 +415,7 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 	}
 	ret = moat_vring_set_kick_fd(v, fd);
 	if (ret || v->started)
-		return ret;
+		return from_backend(s, ret);
 	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
 	if (!(s->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
 		v->enabled = true;
