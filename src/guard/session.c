@@ -717,7 +717,9 @@ int moat_session_open(struct moat_session *s,
 		.pool_mem = { .fd = -1 },
 		.channel_tokens = CHANNEL_BURST,
 	};
-	moat_guest_mem_init(&s->mem, log, config->pools, config->npools,
+	moat_guest_mem_init(&s->mem, log, config->pools,
+			    config->share == MOAT_SHARE_BOUNCE ? 0
+							       : config->npools,
 			    config->udmabuf_fd);
 	moat_vu_conn_init(&s->vmm_channel, -1);
 	moat_vu_server_init(&s->server, -1, &ops, s, log);
