@@ -183,8 +183,16 @@ static int make_fds(struct moat_vring_ctl *v)
 {
 	v->rq.kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	v->back_call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (v->rq.kick_fd < 0 || v->back_call_fd < 0)
-		return -errno;
+	if (v->rq.kick_fd < 0 || v->back_call_fd < 0) {
+		int ret = -errno;
+
+		log_err(v->session->log,
+			"queue %u: can not make an eventfd: %s: refused; allow "
+			"the guard more open files (ulimit -n), five for each "
+			"queue",
+			v->index, strerror(-ret));
+		return ret;
+	}
 	v->rq.kick.fd = v->kick_fd;
 	v->rq.call.fd = v->back_call_fd;
 	v->rq.call_fd = v->call_fd;
