@@ -205,6 +205,7 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 {
 	struct moat_session *s = v->session;
 	struct moat_vu_vring_addr addr;
+	uint32_t ignored;
 	int ret = build(v, front, &addr);
 
 	if (!ret)
@@ -219,6 +220,10 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 				"queue %u: its kick fd can not be waited on "
 				"(%s): refused; it has to be an eventfd",
 				v->index, strerror(-ret));
+		/* The backend must not go on with a ring that is taken away. */
+		if (ret)
+			moat_vu_client_get_vring_base(&s->client, v->index,
+						      &ignored);
 	}
 	if (ret)
 		tear_down(v);
