@@ -12,8 +12,9 @@
 
 /* A stopping queue waits this long in all for requests under way. */
 #define DRAIN_TOTAL_MS 10000u
-/* And this long once another queue of the session has waited in vain. */
+/* Once another queue of the session has waited in vain: without progress ... */
 #define DRAIN_IMPATIENT_MS 50u
+#define DRAIN_IMPATIENT_TOTAL_MS 500u /* ... and in all */
 /* Room for requests below this is no use to any driver. */
 #define ROOM_MIN (8u * MOAT_SLOT_SIZE)
 
@@ -244,7 +245,9 @@ static void drain(struct moat_vring_ctl *v)
 	struct moat_session *s = v->session;
 	struct moat_relay_queue *q = &v->rq.relay;
 	uint64_t now = moat_now_ns();
-	uint64_t end = now + DRAIN_TOTAL_MS * (uint64_t)MOAT_NS_PER_MS;
+	uint64_t total =
+		s->impatient ? DRAIN_IMPATIENT_TOTAL_MS : DRAIN_TOTAL_MS;
+	uint64_t end = now + total * MOAT_NS_PER_MS;
 	uint64_t quiet = (uint64_t)MOAT_NS_PER_MS * patience_ms(s);
 	uint64_t next = now + quiet;
 	unsigned int did;
