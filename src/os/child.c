@@ -107,8 +107,13 @@ static int make_path(struct moat_child *c)
 
 static void forget(struct moat_child *c)
 {
+	char beside[sizeof(c->path) + 4];
+
 	if (c->dir[0]) {
 		unlink(c->path);
+		/* virtiofsd's lock file, which it leaves there. */
+		snprintf(beside, sizeof(beside), "%s.pid", c->path);
+		unlink(beside);
 		rmdir(c->dir);
 	}
 	moat_fd_close(&c->fd);
