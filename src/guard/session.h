@@ -13,7 +13,7 @@
  * States and what is legal in them:
  *     OPEN     the backend is connected and has been asked what it is
  *     SERVING  a VMM is connected; messages of either side are handled
- *     ENDED    moat_session_result() says why; only moat_session_close()
+ *     ENDED    @end says why; only moat_session_stop() and _close()
  */
 #ifndef MOAT_GUARD_SESSION_H
 #define MOAT_GUARD_SESSION_H
