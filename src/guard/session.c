@@ -337,6 +337,9 @@ static int make_pool(struct moat_session *s)
 	if (ret) {
 		log_err(s->log, "can not make a pool of %llu bytes: %s",
 			U(s->config->pool_size), strerror(-ret));
+		/* The next queue has to find all of it, or nothing. */
+		if (s->pool_mem.host)
+			moat_pool_mem_destroy(&s->pool_mem);
 		return ret;
 	}
 	moat_pool_init(&s->pool, slots, s->pool_bits);
