@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that another process of the guard's user sends, and its end."""
+import ctypes
+import platform
+import signal
+import struct
+import threading
+import time
+
+import pytest
+
+import vhost_user as vu
+from vhost_user import Request
+
+RT_SIGQUEUEINFO = {"x86_64": 129, "aarch64": 138}[platform.machine()]
+SI_TIMER = -2
+
+
+def queue_signal(pid, number, code, value):
+    """A signal with a made-up origin: the kernel lets a process of the same
+    user claim any negative si_code."""
+    info = struct.pack("=iiiiiiQ", number, 0, code, 0, 0, 0, value)
+    buffer = ctypes.create_string_buffer(info, 128)
+    libc = ctypes.CDLL(None, use_errno=True)
+    ret = libc.syscall(RT_SIGQUEUEINFO, pid, number, buffer)
+    assert ret == 0, ctypes.get_errno()
+
+
+@pytest.mark.parametrize("build", ["plain", "sanitized"])
+def test_signal_that_claims_to_be_the_timer(request, make_scene, build):
+    scene = make_scene(request.getfixturevalue(build))
+    vmm = scene.running(queues=1)
+    for address in (0, 8, 1 << 46, 0xdead_beef_dead_bee0):
+        queue_signal(scene.guard.pid, signal.SIGALRM, SI_TIMER, address)
+        vmm.queues[0].echo()
+    assert not scene.guard.complaints()
+
+
+def test_sigterm_and_a_backend_that_answers_each_message_late(make_scene,
+                                                              plain):
+    """Its patience is for all of its queues together."""
+    scene = make_scene(plain, "--device=console")
+    scene.running(queues=8)
+    go_on = threading.Event()
+
+    def late(session, msg):
+        go_on.wait(0.8)  # what is late is the point
+
+    scene.device.on_message[Request.GET_VRING_BASE] = late
+    before = time.monotonic()
+    try:
+        assert scene.guard.terminate() == 0
+        assert time.monotonic() - before < 4
+    finally:
+        go_on.set()
