@@ -331,7 +331,10 @@ int moat_service_run(const struct moat_service_config *config,
 	v.child_src = (struct moat_source){ -1, on_child, &v };
 	if (!v.session)
 		return 1;
-	ret = moat_loop_init(&v.loop);
+	/* First of all: a backend of our user may be waiting for us. */
+	ret = config->seccomp ? moat_sandbox_hide() : 0;
+	if (!ret)
+		ret = moat_loop_init(&v.loop);
 	if (!ret)
 		ret = watch_signals(&v);
 	open_udmabuf(&v);

@@ -9,6 +9,11 @@
 
 #include "os/sandbox.h"
 
+int moat_sandbox_hide(void)
+{
+	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? -errno : 0;
+}
+
 int moat_sandbox_privileges(bool keep_kill)
 {
 	struct __user_cap_header_struct head = {
@@ -17,7 +22,6 @@ int moat_sandbox_privileges(bool keep_kill)
 	struct __user_cap_data_struct have[2] = { { 0 } }, keep[2] = { { 0 } };
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
-	    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ||
 	    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
 		return -errno;
 	/* Fails without CAP_SETPCAP: then there is nothing to drop either. */

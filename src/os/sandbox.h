@@ -2,7 +2,8 @@
 /*
  * Giving up what a process does not need, in named stages.
  *
- *   moat_sandbox_privileges   no new privileges, no capabilities, not dumpable
+ *   moat_sandbox_hide         not dumpable: nobody of our user can ptrace us
+ *   moat_sandbox_privileges   no new privileges, no capabilities
  *   moat_sandbox_syscalls     only the system calls of a list
  *
  * The list stands beside the code that needs it; this file only applies it.
@@ -12,6 +13,15 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+
+/**
+ * moat_sandbox_hide() - before anything that is not trusted can run or answer
+ *
+ * Whoever attaches before this stays attached.
+ *
+ * Return: 0 or a negative errno.
+ */
+int moat_sandbox_hide(void);
 
 /**
  * moat_sandbox_privileges() - drop all capabilities, for good

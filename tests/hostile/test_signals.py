@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals that another process of the guard's user sends, and its end."""
 import ctypes
+import os
+import pathlib
 import platform
+import shutil
 import signal
 import struct
+import subprocess
 import threading
 import time
 
@@ -53,3 +57,16 @@ def test_sigterm_and_a_backend_that_answers_each_message_late(make_scene,
         assert time.monotonic() - before < 4
     finally:
         go_on.set()
+
+
+def test_backend_that_it_starts_can_not_trace_it(plain, folder):
+    """Of a process that can be traced the files in /proc are its user's; of
+    one that can not they are root's. The backend looks as soon as it runs."""
+    os.chmod(folder, 0o777)
+    program = shutil.copy(plain.program, folder)
+    user = {"user": 65534} if os.getuid() == 0 else {}
+    subprocess.run(
+        [program, "guard", f"--socket-path={folder}/g", "--exec", "--", "sh",
+         "-c", f"stat -c %u /proc/$PPID/status > {folder}/owner"],
+        env=dict(os.environ, XDG_RUNTIME_DIR=folder), timeout=20, **user)
+    assert pathlib.Path(folder, "owner").read_text() == "0\n"
