@@ -17,6 +17,7 @@
 #include "os/sock.h"
 
 #define BACKEND_START_MS 10000u /* a backend may take to listen */
+#define BACKEND_LOOK_MS 100u	/* is it still there? */
 #define BACKEND_AGAIN_MS 2000u	/* and to listen again */
 #define CHILD_GRACE_MS 3000u
 #define CHILD_ENDS_MS 200 /* a child may end when its VMM has left */
@@ -142,6 +143,27 @@ static bool child_is_done(struct service *v)
 	return poll(&p, 1, CHILD_ENDS_MS) > 0;
 }
 
+/* -ECHILD if it has ended and nobody listens in its place. */
+static int connect_child(struct service *v)
+{
+	struct pollfd p = { .fd = v->child.pidfd, .events = POLLIN };
+	unsigned int waited = 0;
+	int fd;
+
+	do {
+		bool ended = poll(&p, 1, 0) > 0;
+
+		fd = moat_sock_connect_wait(v->child.path,
+					    ended ? 0 : BACKEND_LOOK_MS,
+					    v->session_config.abort_fd);
+		if (ended && (fd == -ENOENT || fd == -ECONNREFUSED))
+			return -ECHILD;
+		waited += BACKEND_LOOK_MS;
+	} while ((fd == -ENOENT || fd == -ECONNREFUSED || fd == -EAGAIN) &&
+		 waited < BACKEND_START_MS);
+	return fd;
+}
+
 static int connect_backend(struct service *v)
 {
 	const char *path = v->config->backend;
@@ -152,10 +174,17 @@ static int connect_backend(struct service *v)
 		return v->child.fd >= 0 ? moat_fd_take(&v->child.fd) : -EPIPE;
 	if (v->config->exec) {
 		path = v->child.path;
-		ms = BACKEND_START_MS;
+		fd = connect_child(v);
+	} else {
+		fd = moat_sock_connect_wait(path, ms,
+					    v->session_config.abort_fd);
 	}
-	fd = moat_sock_connect_wait(path, ms, v->session_config.abort_fd);
-	if (fd < 0 && fd != -EINTR)
+	if (fd == -ECHILD)
+		log_err(v->log,
+			"the backend '%s' has ended and listens nowhere; see "
+			"its own messages, and its options",
+			v->config->exec[0]);
+	else if (fd < 0 && fd != -EINTR)
 		log_err(v->log,
 			"can not connect to the backend at %s: %s; is it "
 			"running?",

@@ -70,3 +70,15 @@ def test_backend_that_it_starts_can_not_trace_it(plain, folder):
          "-c", f"stat -c %u /proc/$PPID/status > {folder}/owner"],
         env=dict(os.environ, XDG_RUNTIME_DIR=folder), timeout=20, **user)
     assert pathlib.Path(folder, "owner").read_text() == "0\n"
+
+
+def test_backend_that_ends_at_once_is_not_waited_for(plain, folder):
+    before = time.monotonic()
+    done = subprocess.run(
+        [plain.program, "guard", f"--socket-path={folder}/g", "--exec", "--",
+         "sh", "-c", "exit 3", "{socket}"], stderr=subprocess.PIPE, text=True,
+        env=dict(os.environ, XDG_RUNTIME_DIR=folder), timeout=20)
+    assert done.returncode == 1
+    assert time.monotonic() - before < 5
+    assert "the backend 'sh' has ended" in done.stderr
+    assert os.listdir(folder) == []
