@@ -272,14 +272,13 @@ int moat_relayed_stop(struct moat_vring_ctl *v)
 	drain(v);
 	if (!moat_runner_busy(&s->runner))
 		moat_alarm_off(s->config->alarm);
-	back_base = q->drv.avail_published;
+	back_base = moat_drvq_base(&q->drv);
 	ret = moat_vu_client_get_vring_base(&s->client, v->index, &back_base);
 	/* Whatever the backend finished before it answered. */
 	if (moat_relay_complete(&s->runner.relay, q, UINT32_MAX) &
 	    MOAT_RELAY_CALL)
 		moat_eventfd_signal(v->call_fd);
-	v->base = moat_relay_stop(&s->runner.relay, q, (uint16_t)back_base,
-				  &lost);
+	v->base = moat_relay_stop(&s->runner.relay, q, back_base, &lost);
 	s->bytes_bounced += q->dma.bytes_bounced;
 	s->bytes_shared += q->dma.bytes_shared;
 	/* A backend that keeps requests is not waited for queue by queue. */

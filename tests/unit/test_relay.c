@@ -28,8 +28,8 @@ struct leg {
 	struct test_ring ring;
 	struct moat_drvq_desc guest_descs[NUM], descs[NUM];
 	struct moat_dma_req reqs[NUM];
-	uint8_t out[moat_devq_storage(NUM)];
-	uint8_t back_out[moat_devq_storage(NUM)];
+	uint16_t out[moat_devq_storage(NUM) / 2];
+	uint16_t back_out[moat_devq_storage(NUM) / 2];
 	struct moat_run ring_run;
 	struct moat_dma_chunk *chunks;
 	uint64_t *share_bits;
