@@ -38,6 +38,7 @@ struct moat_drvq_desc {
 	uint16_t next;	    /* in the chain (split), or in the free list */
 	uint16_t ndesc;	    /* ring descriptors of the request; 0: not a head */
 	uint16_t order;	    /* packed: the id that was added as the n-th */
+	uint16_t nth;	    /* packed: and which one this id was added as */
 };
 
 struct moat_drvq {

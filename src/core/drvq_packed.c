@@ -16,14 +16,13 @@ static void fill_table(uint8_t *table, const struct moat_seg *segs,
 }
 
 /*
- * Write the next descriptor of the ring. The first since the last publication
- * is only prepared: the device takes descriptors in order, so it sees none of
- * the batch until that one is written too.
+ * Write a descriptor of the ring. The first since the last publication is only
+ * prepared: the device takes descriptors in order, so it sees none of the batch
+ * until that one is written too.
  */
-static void put(struct moat_drvq *q, uint64_t addr, uint32_t len, uint16_t id,
-		uint16_t flags)
+static void put(struct moat_drvq *q, uint16_t pos, uint64_t addr, uint32_t len,
+		uint16_t id, uint32_t flags)
 {
-	uint16_t pos = q->avail_next;
 	uint8_t *p = moat_packed_at(&q->ring, pos);
 	uint64_t word = moat_packed_word(
 		len, id, (uint16_t)(flags | moat_packed_avail_bits(pos)));
@@ -33,26 +32,30 @@ static void put(struct moat_drvq *q, uint64_t addr, uint32_t len, uint16_t id,
 		q->held = word;
 	else
 		moat_shm_store64(p + 8, word);
-	q->avail_next = moat_packed_advance(pos, 1, q->ring.num);
 }
 
 void moat_drvq_packed_add(struct moat_drvq *q, uint16_t head,
 			  const struct moat_seg *segs, uint32_t nread,
 			  uint32_t n, void *table, uint64_t table_addr)
 {
+	uint16_t pos = q->avail_next, num = q->ring.num, nth = q->order_next;
+
 	if (table) {
 		fill_table(table, segs, nread, n);
-		put(q, table_addr, 16 * n, head, MOAT_DESC_F_INDIRECT);
+		put(q, pos, table_addr, 16 * n, head, MOAT_DESC_F_INDIRECT);
+		pos = moat_packed_advance(pos, 1, num);
 	} else {
-		for (uint32_t i = 0; i < n; i++)
-			put(q, segs[i].addr, segs[i].len, head,
-			    (uint16_t)((i + 1 < n ? MOAT_DESC_F_NEXT : 0) |
-				       (i >= nread ? MOAT_DESC_F_WRITE : 0)));
+		for (uint32_t i = 0; i < n; i++) {
+			put(q, pos, segs[i].addr, segs[i].len, head,
+			    (i + 1 < n ? MOAT_DESC_F_NEXT : 0) |
+				    (i >= nread ? MOAT_DESC_F_WRITE : 0));
+			pos = moat_packed_advance(pos, 1, num);
+		}
 	}
-	q->descs[q->order_next].order = head;
-	q->order_next = (uint16_t)(q->order_next + 1u);
-	if (q->order_next == q->ring.num)
-		q->order_next = 0;
+	q->avail_next = pos;
+	q->descs[nth].order = head;
+	q->descs[head].nth = nth;
+	q->order_next = nth + 1u < num ? (uint16_t)(nth + 1u) : 0;
 }
 
 bool moat_drvq_packed_publish(struct moat_drvq *q)
@@ -138,9 +141,10 @@ uint16_t moat_drvq_packed_untaken(const struct moat_drvq *q, uint32_t base)
 
 		at = (uint16_t)((at ? at : num) - 1);
 		d = &q->descs[q->descs[at].order];
-		/* It was given back, or the base is inside a list. */
-		if (!d->ndesc)
+		/* This one was given back, and maybe added again since. */
+		if (!d->ndesc || d->nth != at)
 			return n;
+		/* A base inside a list. */
 		if (d->ndesc > left)
 			return 0;
 		left -= d->ndesc;
