@@ -100,7 +100,8 @@ void moat_devq_packed_notify_on(struct moat_devq *q);
  *
  * Going on after a stop, the used ring of a split queue is continued where the
  * driver's memory says it stands; a wrong value there only confuses the driver
- * that wrote it. A base that a packed ring can not have breaks the queue.
+ * that wrote it. A base that a packed ring can not have breaks the queue, but
+ * one of a new ring may leave wrap counters and the used half out.
  */
 void moat_devq_init(struct moat_devq *q, const struct moat_vring *ring,
 		    void *storage, uint32_t base, bool event_idx,

@@ -22,6 +22,12 @@ void moat_devq_packed_init(struct moat_devq *q, uint32_t base)
 {
 	uint16_t num = q->ring.num;
 
+	/*
+	 * Some front-ends know no wrap counters and start a new ring at 0. In a
+	 * ring that has got there, the lap before has left AVAIL set.
+	 */
+	if (!base && !(moat_packed_flags_load(&q->ring, 0) & MOAT_DESC_F_LAP))
+		base = MOAT_PACKED_START;
 	q->avail_next = (uint16_t)base;
 	q->used_next = used_half(base);
 	q->inuse = (uint16_t)moat_packed_distance(q->used_next, q->avail_next,

@@ -596,6 +596,23 @@ static void a_base_that_a_ring_can_not_have_breaks_the_queue(void **state)
 	}
 }
 
+static void a_new_ring_may_start_without_wrap_counters(void **state)
+{
+	static const uint16_t used[] = { P_AVAIL | P_USED };
+	struct driver d;
+
+	(void)state;
+	posted(&d, NULL, 0, false);
+	moat_devq_init(&d.q, &d.ring.vring, d.storage, 0, false, false);
+	assert_int_equal(moat_devq_base(&d.q), 0x80008000);
+	driver_free(&d);
+	/* This one went round an odd number of times. */
+	posted(&d, used, 1, false);
+	moat_devq_init(&d.q, &d.ring.vring, d.storage, 0, false, false);
+	assert_int_equal(moat_devq_base(&d.q), 0);
+	driver_free(&d);
+}
+
 static void rewinding_stops_at_what_was_given_back(void **state)
 {
 	struct driver d;
@@ -638,6 +655,7 @@ int main(void)
 		cmocka_unit_test(reserved_event_flags_break_the_queue),
 		cmocka_unit_test(
 			a_base_that_a_ring_can_not_have_breaks_the_queue),
+		cmocka_unit_test(a_new_ring_may_start_without_wrap_counters),
 		cmocka_unit_test(rewinding_stops_at_what_was_given_back),
 	};
 
