@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "core/chain.h"
+#include "core/packed.h"
 
 struct walk {
 	struct moat_memmap *map;
@@ -49,32 +50,28 @@ static int take(struct walk *w, const struct moat_vring_desc *d)
  * The table may lie anywhere in guest memory, even across regions: descriptors
  * are snapshot one by one through the memory map.
  */
-static int load_indirect(struct walk *w, uint64_t table, uint32_t i,
-			 struct moat_vring_desc *d)
+static int load_entry(struct walk *w, uint64_t table, uint32_t i,
+		      uint64_t word[2])
 {
 	uint64_t addr = table + 16u * (uint64_t)i, got;
 	const uint8_t *p = moat_memmap_at(w->map, addr, 16, &got);
-	uint8_t copy[16];
 
 	if (p && got == 16 && !((uintptr_t)p & 7)) {
-		*d = moat_vring_desc_load(p, 0);
+		word[0] = moat_shm_load64(p);
+		word[1] = moat_shm_load64(p + 8);
 		return 0;
 	}
-	if (moat_memmap_read(w->map, copy, addr, 16))
+	if (moat_memmap_read(w->map, word, addr, 16))
 		return moat_fault_set(w->fault, MOAT_FAULT_ADDRESS, addr, 16);
-	__builtin_memcpy(d, copy, 16);
-	d->addr = moat_le64(d->addr);
-	d->len = moat_le32(d->len);
-	d->flags = moat_le16(d->flags);
-	d->next = moat_le16(d->next);
+	word[0] = moat_le64(word[0]);
+	word[1] = moat_le64(word[1]);
 	return 0;
 }
 
-/* virtio 1.4, 2.7.5.3: the table that descriptor @ref refers to. */
-static int walk_indirect(struct walk *w, const struct moat_vring_desc *ref)
+/* Number of entries of the table that @ref refers to, or -1. */
+static int table_entries(struct walk *w, const struct moat_vring_desc *ref)
 {
-	uint32_t n = ref->len / 16, i = 0;
-	struct moat_vring_desc d;
+	uint32_t n = ref->len / 16;
 
 	if (!n || ref->len % 16 || n > MOAT_VRING_NUM_MAX)
 		return moat_fault_set(w->fault, MOAT_FAULT_INDIRECT_LEN,
@@ -82,13 +79,33 @@ static int walk_indirect(struct walk *w, const struct moat_vring_desc *ref)
 	if (!moat_memmap_covers(w->map, ref->addr, ref->len))
 		return moat_fault_set(w->fault, MOAT_FAULT_ADDRESS, ref->addr,
 				      ref->len);
+	return (int)n;
+}
+
+/* virtio 1.4, 2.7.5.3: the table that descriptor @ref refers to. */
+static int walk_indirect(struct walk *w, const struct moat_vring_desc *ref)
+{
+	int entries = table_entries(w, ref);
+	struct moat_vring_desc d;
+	uint32_t n, i = 0;
+	uint64_t word[2];
+
+	if (entries < 0)
+		return -1;
+	n = (uint32_t)entries;
 	/* Each step takes one entry: more steps than entries is a loop. */
 	for (uint32_t steps = 0;; steps++) {
 		if (steps == n || steps == MOAT_CHAIN_MAX)
 			return moat_fault_set(w->fault, MOAT_FAULT_CHAIN_LONG,
 					      steps + 1, steps);
-		if (load_indirect(w, ref->addr, i, &d))
+		if (load_entry(w, ref->addr, i, word))
 			return -1;
+		d = (struct moat_vring_desc){
+			.addr = word[0],
+			.len = (uint32_t)word[1],
+			.flags = (uint16_t)(word[1] >> 32),
+			.next = (uint16_t)(word[1] >> 48),
+		};
 		if (d.flags & MOAT_DESC_F_INDIRECT)
 			return moat_fault_set(w->fault,
 					      MOAT_FAULT_INDIRECT_NESTED, i, 0);
@@ -103,6 +120,12 @@ static int walk_indirect(struct walk *w, const struct moat_vring_desc *ref)
 	}
 }
 
+static void begin(struct moat_chain *chain)
+{
+	chain->nread = chain->nwrite = 0;
+	chain->read_len = chain->write_len = 0;
+}
+
 int moat_chain_walk(struct moat_memmap *map, const struct moat_vring *ring,
 		    uint16_t head, bool indirect, struct moat_chain *chain,
 		    struct moat_fault *fault)
@@ -111,10 +134,8 @@ int moat_chain_walk(struct moat_memmap *map, const struct moat_vring *ring,
 	struct moat_vring_desc d;
 	uint32_t i = head;
 
+	begin(chain);
 	chain->head = head;
-	chain->nread = chain->nwrite = 0;
-	chain->read_len = chain->write_len = 0;
-
 	for (uint32_t steps = 0;; steps++) {
 		if (steps == ring->num)
 			return moat_fault_set(fault, MOAT_FAULT_CHAIN_LONG,
@@ -122,13 +143,11 @@ int moat_chain_walk(struct moat_memmap *map, const struct moat_vring *ring,
 		d = moat_vring_desc_load(ring->desc, i);
 		if (d.flags & MOAT_DESC_F_INDIRECT) {
 			if (!indirect)
-				return moat_fault_set(fault,
-						      MOAT_FAULT_INDIRECT_OFF,
-						      i, 0);
+				return moat_fault_set(
+					fault, MOAT_FAULT_INDIRECT_OFF, i, 0);
 			if (d.flags & MOAT_DESC_F_NEXT)
-				return moat_fault_set(fault,
-						      MOAT_FAULT_INDIRECT_NEXT,
-						      i, 0);
+				return moat_fault_set(
+					fault, MOAT_FAULT_INDIRECT_NEXT, i, 0);
 			return walk_indirect(&w, &d);
 		}
 		if (take(&w, &d))
@@ -140,4 +159,89 @@ int moat_chain_walk(struct moat_memmap *map, const struct moat_vring *ring,
 					      d.next, ring->num - 1u);
 		i = d.next;
 	}
+}
+
+/*
+ * virtio 1.4, 2.8.7: all entries count, in order; of their flags only WRITE
+ * does, and their ids do not.
+ */
+static int walk_packed_table(struct walk *w, const struct moat_vring_desc *ref)
+{
+	int n = table_entries(w, ref);
+	struct moat_vring_desc d;
+	uint64_t word[2];
+
+	if (n > (int)MOAT_CHAIN_MAX)
+		return moat_fault_set(w->fault, MOAT_FAULT_CHAIN_LONG,
+				      (uint32_t)n, MOAT_CHAIN_MAX);
+	for (int i = 0; i < n; i++) {
+		if (load_entry(w, ref->addr, (uint32_t)i, word))
+			return -1;
+		d = (struct moat_vring_desc){
+			.addr = word[0],
+			.len = (uint32_t)word[1],
+			.flags = (uint16_t)(word[1] >> 48),
+		};
+		if (take(w, &d))
+			return -1;
+	}
+	return n < 0 ? -1 : 0;
+}
+
+/* What one available descriptor of the ring adds; 1 if more follow. */
+static int take_packed(struct walk *w, const struct moat_packed_desc *p,
+		       bool indirect, uint32_t steps)
+{
+	struct moat_vring_desc d = { p->addr, p->len, p->flags, 0 };
+
+	if (!(p->flags & MOAT_DESC_F_INDIRECT))
+		return take(w, &d) ? -1 : (int)(p->flags & MOAT_DESC_F_NEXT);
+	if (!indirect)
+		return moat_fault_set(w->fault, MOAT_FAULT_INDIRECT_OFF, p->id,
+				      0);
+	/* Neither the first of a list nor inside one (2.8.19). */
+	if (steps || p->flags & MOAT_DESC_F_NEXT)
+		return moat_fault_set(w->fault, MOAT_FAULT_INDIRECT_NEXT, steps,
+				      0);
+	return walk_packed_table(w, &d);
+}
+
+int moat_chain_walk_packed(struct moat_memmap *map,
+			   const struct moat_vring *ring, uint16_t pos,
+			   uint32_t room, bool indirect,
+			   struct moat_chain *chain, struct moat_fault *fault)
+{
+	struct walk w = { map, chain, fault, false };
+	struct moat_packed_desc d;
+	uint32_t steps = 0;
+	bool avail;
+	int more;
+
+	begin(chain);
+	do {
+		d = moat_packed_desc_load(moat_packed_at(ring, pos));
+		avail = moat_packed_is_avail(d.flags, pos);
+		if (!avail && !steps)
+			return 0;
+		if (steps == room)
+			return moat_fault_set(fault,
+					      room == ring->num
+						      ? MOAT_FAULT_CHAIN_LONG
+						      : MOAT_FAULT_AVAIL_OVER,
+					      steps + 1, room);
+		/* 2.8.6: they are right in all of a list, not just the first.
+		 */
+		if (!avail)
+			return moat_fault_set(fault, MOAT_FAULT_LAP_BITS,
+					      d.flags, 0);
+		more = take_packed(&w, &d, indirect, steps++);
+		pos = moat_packed_advance(pos, 1, ring->num);
+	} while (more > 0);
+	if (more < 0)
+		return -1;
+	if (d.id >= ring->num)
+		return moat_fault_set(fault, MOAT_FAULT_ID_RANGE, d.id,
+				      ring->num - 1u);
+	chain->head = d.id;
+	return (int)steps;
 }

@@ -43,7 +43,7 @@ struct moat_seg {
 
 /** struct moat_chain - one request, private to this side */
 struct moat_chain {
-	uint16_t head;
+	uint16_t head; /* names it: its first descriptor; packed: buffer id */
 	uint16_t nread;
 	uint16_t nwrite;
 	uint64_t read_len;
@@ -65,5 +65,19 @@ struct moat_chain {
 int moat_chain_walk(struct moat_memmap *map, const struct moat_vring *ring,
 		    uint16_t head, bool indirect, struct moat_chain *chain,
 		    struct moat_fault *fault);
+
+/**
+ * moat_chain_walk_packed() - walk the list at position @pos of a packed ring
+ * @room: ring descriptors that can be available, from @pos on
+ *
+ * As moat_chain_walk(); the buffer id becomes @chain's head.
+ *
+ * Return: how many descriptors of the ring it takes, 0 if nothing is available
+ * at @pos, or -1 with @fault set. virtio 1.4, 2.8.
+ */
+int moat_chain_walk_packed(struct moat_memmap *map,
+			   const struct moat_vring *ring, uint16_t pos,
+			   uint32_t room, bool indirect,
+			   struct moat_chain *chain, struct moat_fault *fault);
 
 #endif

@@ -2,150 +2,25 @@
 #include "core/devq.h"
 
 void moat_devq_init(struct moat_devq *q, const struct moat_vring *ring,
-		    uint8_t *storage, uint16_t base, bool event_idx,
-		    bool indirect)
+		    void *storage, uint32_t base, bool event_idx, bool indirect)
 {
 	*q = (struct moat_devq){
 		.ring = *ring,
 		.outstanding = storage,
-		.avail_seen = base,
-		.avail_next = base,
-		.used_next = moat_shm_load16(moat_used_idx(ring)),
 		.event_idx = event_idx,
 		.indirect = indirect,
 	};
-}
-
-static bool is_outstanding(const struct moat_devq *q, uint16_t head)
-{
-	return q->outstanding[head / 8] >> (head % 8) & 1;
-}
-
-static void set_outstanding(struct moat_devq *q, uint16_t head, bool on)
-{
-	uint8_t bit = (uint8_t)(1u << (head % 8));
-
-	if (on)
-		q->outstanding[head / 8] |= bit;
-	else
-		q->outstanding[head / 8] &= (uint8_t)~bit;
-}
-
-/* Look for new entries; false if there are none or the index is absurd. */
-static bool refresh(struct moat_devq *q)
-{
-	uint16_t idx, n;
-
-	if (q->avail_seen != q->avail_next)
-		return true;
-	idx = moat_shm_load16_acquire(moat_avail_idx(&q->ring));
-	n = (uint16_t)(idx - q->avail_next);
-	if (n > q->ring.num) {
-		moat_fault_set(&q->fault, MOAT_FAULT_AVAIL_JUMP, n,
-			       q->ring.num);
-		return false;
-	}
-	q->avail_seen = idx;
-	return n != 0;
-}
-
-int moat_devq_peek(struct moat_devq *q, struct moat_memmap *map,
-		   struct moat_chain *chain)
-{
-	uint16_t head;
-
-	if (q->fault.code)
-		return -1;
-	if (!refresh(q))
-		return q->fault.code ? -1 : 0;
-	head = moat_shm_load16(moat_avail_ring(
-		&q->ring, q->avail_next & (uint16_t)(q->ring.num - 1)));
-	if (head >= q->ring.num)
-		return moat_fault_set(&q->fault, MOAT_FAULT_HEAD_RANGE, head,
-				      q->ring.num - 1u);
-	if (is_outstanding(q, head))
-		return moat_fault_set(&q->fault, MOAT_FAULT_HEAD_TWICE, head,
-				      0);
-	if (moat_chain_walk(map, &q->ring, head, q->indirect, chain, &q->fault))
-		return -1;
-	return 1;
-}
-
-void moat_devq_take(struct moat_devq *q, uint16_t head)
-{
-	set_outstanding(q, head, true);
-	q->avail_next++;
-}
-
-uint16_t moat_devq_rewind(struct moat_devq *q, uint16_t n)
-{
-	uint16_t done = 0, mask = (uint16_t)(q->ring.num - 1);
-
-	/* The entries are the driver's: a changed one is its own loss. */
-	while (!q->fault.code && done < n) {
-		uint16_t at = (uint16_t)(q->avail_next - 1) & mask;
-		uint16_t head = moat_shm_load16(moat_avail_ring(&q->ring, at));
-
-		if (head >= q->ring.num || !is_outstanding(q, head))
-			break;
-		set_outstanding(q, head, false);
-		q->avail_next--;
-		done++;
-	}
-	q->avail_seen = q->avail_next;
-	return done;
-}
-
-void moat_devq_push(struct moat_devq *q, uint16_t head, uint32_t len)
-{
-	uint8_t *e;
-
-	if (q->fault.code)
+	if (ring->packed) {
+		moat_devq_packed_init(q, base);
 		return;
-	set_outstanding(q, head, false);
-	e = moat_used_ring(&q->ring,
-			   q->used_next & (uint16_t)(q->ring.num - 1));
-	moat_shm_store32(e, head);
-	moat_shm_store32(e + 4, len);
-	q->used_next++;
+	}
+	q->avail_seen = q->avail_next = (uint16_t)base;
+	q->used_next = moat_shm_load16(moat_used_idx(ring));
 }
 
-bool moat_devq_publish(struct moat_devq *q)
+uint32_t moat_devq_base(const struct moat_devq *q)
 {
-	uint16_t old = q->used_signalled;
-	bool valid = q->signalled_valid;
-
-	if (q->fault.code)
-		return false;
-	moat_shm_store16_release(moat_used_idx(&q->ring), q->used_next);
-	/* The index must be out before we look whether anybody waits for it. */
-	moat_shm_full_barrier();
-	if (!q->event_idx)
-		return !(moat_shm_load16(moat_avail_flags(&q->ring)) &
-			 MOAT_AVAIL_F_NO_INTERRUPT);
-	q->used_signalled = q->used_next;
-	q->signalled_valid = true;
-	return !valid ||
-	       moat_vring_need_event(moat_shm_load16(moat_used_event(&q->ring)),
-				     q->used_next, old);
-}
-
-void moat_devq_notify_off(struct moat_devq *q)
-{
-	/* With EVENT_IDX a stale avail_event already says so (2.7.10). */
-	if (!q->fault.code && !q->event_idx)
-		moat_shm_store16(moat_used_flags(&q->ring),
-				 MOAT_USED_F_NO_NOTIFY);
-}
-
-bool moat_devq_notify_on(struct moat_devq *q)
-{
-	if (q->fault.code)
-		return false;
-	if (q->event_idx)
-		moat_shm_store16(moat_avail_event(&q->ring), q->avail_next);
-	else
-		moat_shm_store16(moat_used_flags(&q->ring), 0);
-	moat_shm_full_barrier();
-	return moat_devq_pending(q);
+	if (q->ring.packed)
+		return (uint32_t)q->used_next << 16 | q->avail_next;
+	return q->avail_next;
 }

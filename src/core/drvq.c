@@ -6,10 +6,15 @@
 void moat_drvq_init(struct moat_drvq *q, const struct moat_vring *ring,
 		    struct moat_drvq_desc *descs, bool event_idx, bool indirect)
 {
+	uint16_t start = ring->packed ? MOAT_PACKED_START : 0;
+
 	*q = (struct moat_drvq){
 		.ring = *ring,
 		.descs = descs,
 		.num_free = ring->num,
+		.avail_next = start,
+		.avail_published = start,
+		.used_next = start,
 		.event_idx = event_idx,
 		.indirect = indirect,
 	};
@@ -35,61 +40,14 @@ bool moat_drvq_room(const struct moat_drvq *q, uint32_t nsegs)
 	       q->num_free >= nsegs;
 }
 
-static uint16_t take_free(struct moat_drvq *q)
-{
-	uint16_t i = q->free_head;
-
-	q->free_head = q->descs[i].next;
-	q->num_free--;
-	return i;
-}
-
-static uint16_t seg_flags(uint32_t i, uint32_t nread, uint32_t n)
-{
-	return (uint16_t)((i + 1 < n ? MOAT_DESC_F_NEXT : 0) |
-			  (i >= nread ? MOAT_DESC_F_WRITE : 0));
-}
-
-static void fill_table(void *table, const struct moat_seg *segs, uint32_t nread,
-		       uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		moat_vring_desc_store(table, i,
-				      (struct moat_vring_desc){
-					      .addr = segs[i].addr,
-					      .len = segs[i].len,
-					      .flags = seg_flags(i, nread, n),
-					      .next = (uint16_t)(i + 1),
-				      });
-}
-
-static void fill_ring(struct moat_drvq *q, uint16_t head,
-		      const struct moat_seg *segs, uint32_t nread, uint32_t n)
-{
-	uint16_t d = head;
-
-	for (uint32_t i = 0; i < n; i++) {
-		uint16_t next = i + 1 < n ? take_free(q) : 0;
-
-		q->descs[d].next = next;
-		moat_vring_desc_store(q->ring.desc, d,
-				      (struct moat_vring_desc){
-					      .addr = segs[i].addr,
-					      .len = segs[i].len,
-					      .flags = seg_flags(i, nread, n),
-					      .next = next,
-				      });
-		d = next;
-	}
-}
-
 void moat_drvq_add(struct moat_drvq *q, const struct moat_seg *segs,
 		   uint32_t nread, uint32_t nwrite, uint32_t cookie,
 		   void *table, uint64_t table_addr)
 {
 	static const struct moat_seg nothing;
 	uint32_t n = nread + nwrite;
-	uint16_t head = take_free(q);
+	uint16_t head = moat_drvq_take_free(q);
+	struct moat_drvq_desc *d = &q->descs[head];
 	uint64_t write_len = 0;
 
 	/*
@@ -102,122 +60,34 @@ void moat_drvq_add(struct moat_drvq *q, const struct moat_seg *segs,
 		nread = n = 1;
 		table = NULL;
 	}
-
 	for (uint32_t i = nread; i < n; i++)
 		write_len += segs[i].len;
-	if (table) {
-		fill_table(table, segs, nread, n);
-		moat_vring_desc_store(q->ring.desc, head,
-				      (struct moat_vring_desc){
-					      .addr = table_addr,
-					      .len = 16 * n,
-					      .flags = MOAT_DESC_F_INDIRECT,
-				      });
-	} else {
-		fill_ring(q, head, segs, nread, n);
-	}
-	q->descs[head].write_len = write_len;
-	q->descs[head].cookie = cookie;
-	q->descs[head].ndesc = (uint16_t)(table ? 1 : n);
-	moat_shm_store16(moat_avail_ring(&q->ring,
-					 q->avail_next &
-						 (uint16_t)(q->ring.num - 1)),
-			 head);
-	q->avail_next++;
+	d->write_len =
+		write_len < UINT32_MAX ? (uint32_t)write_len : UINT32_MAX;
+	d->cookie = cookie;
+	d->ndesc = (uint16_t)(table ? 1 : n);
+	q->num_free = (uint16_t)(q->num_free - d->ndesc);
 	q->outstanding++;
-}
-
-bool moat_drvq_publish(struct moat_drvq *q)
-{
-	uint16_t old = q->avail_published;
-
-	if (q->fault.code || old == q->avail_next)
-		return false;
-	moat_shm_store16_release(moat_avail_idx(&q->ring), q->avail_next);
-	q->avail_published = q->avail_next;
-	moat_shm_full_barrier();
-	if (q->event_idx)
-		return moat_vring_need_event(
-			moat_shm_load16(moat_avail_event(&q->ring)),
-			q->avail_next, old);
-	return !(moat_shm_load16(moat_used_flags(&q->ring)) &
-		 MOAT_USED_F_NO_NOTIFY);
-}
-
-/* Give the descriptors of the chain at @head back to the free list. */
-static void release(struct moat_drvq *q, uint16_t head)
-{
-	uint16_t n = q->descs[head].ndesc, last = head;
-
-	for (uint16_t i = 1; i < n; i++)
-		last = q->descs[last].next;
-	q->descs[last].next = q->free_head;
-	q->free_head = head;
-	q->num_free = (uint16_t)(q->num_free + n);
-	q->descs[head].ndesc = 0;
-	q->outstanding--;
-}
-
-static bool refresh(struct moat_drvq *q)
-{
-	uint16_t idx, n;
-
-	if (q->used_seen != q->used_next)
-		return true;
-	idx = moat_shm_load16_acquire(moat_used_idx(&q->ring));
-	n = (uint16_t)(idx - q->used_next);
-	if (n > q->outstanding) {
-		moat_fault_set(&q->fault, MOAT_FAULT_USED_JUMP, n,
-			       q->outstanding);
-		return false;
-	}
-	q->used_seen = idx;
-	return n != 0;
-}
-
-int moat_drvq_get(struct moat_drvq *q, uint32_t *cookie, uint32_t *len)
-{
-	struct moat_drvq_desc *d;
-	const uint8_t *e;
-	uint32_t id, n;
-
-	if (q->fault.code)
-		return -1;
-	if (!refresh(q))
-		return q->fault.code ? -1 : 0;
-	e = moat_used_ring(&q->ring,
-			   q->used_next & (uint16_t)(q->ring.num - 1));
-	id = moat_shm_load32(e);
-	n = moat_shm_load32(e + 4);
-	if (id >= q->ring.num)
-		return moat_fault_set(&q->fault, MOAT_FAULT_USED_RANGE, id,
-				      q->ring.num - 1u);
-	d = &q->descs[id];
-	if (!d->ndesc)
-		return moat_fault_set(&q->fault, MOAT_FAULT_USED_UNKNOWN, id,
-				      0);
-	*cookie = d->cookie;
-	*len = n < d->write_len ? n : (uint32_t)d->write_len;
-	release(q, (uint16_t)id);
-	q->used_next++;
-	return 1;
-}
-
-void moat_drvq_notify_off(struct moat_drvq *q)
-{
-	if (!q->fault.code && !q->event_idx)
-		moat_shm_store16(moat_avail_flags(&q->ring),
-				 MOAT_AVAIL_F_NO_INTERRUPT);
-}
-
-bool moat_drvq_notify_on(struct moat_drvq *q)
-{
-	if (q->fault.code)
-		return false;
-	if (q->event_idx)
-		moat_shm_store16(moat_used_event(&q->ring), q->used_next);
+	if (q->ring.packed)
+		moat_drvq_packed_add(q, head, segs, nread, n, table,
+				     table_addr);
 	else
-		moat_shm_store16(moat_avail_flags(&q->ring), 0);
-	moat_shm_full_barrier();
-	return moat_drvq_pending(q);
+		moat_drvq_split_add(q, head, segs, nread, n, table, table_addr);
+}
+
+uint32_t moat_drvq_base(const struct moat_drvq *q)
+{
+	if (q->ring.packed)
+		return (uint32_t)q->used_next << 16 | q->avail_published;
+	return q->avail_published;
+}
+
+uint16_t moat_drvq_untaken(const struct moat_drvq *q, uint32_t base)
+{
+	uint16_t n;
+
+	if (q->ring.packed)
+		return moat_drvq_packed_untaken(q, base);
+	n = (uint16_t)(q->avail_published - (uint16_t)base);
+	return n > q->outstanding ? 0 : n;
 }

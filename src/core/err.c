@@ -2,6 +2,7 @@
 #include "core/err.h"
 
 #define DRIVER_BUG "fix the guest's driver, then reset the device"
+#define FRONT_BUG "fix the front-end: it set the ring's base"
 #define DEVICE_BUG "the backend broke the ring: restart or replace it"
 
 static const struct {
@@ -19,7 +20,8 @@ static const struct {
 				   DRIVER_BUG },
 	[MOAT_FAULT_INDIRECT_OFF] = { "indirect descriptor, not negotiated",
 				      DRIVER_BUG },
-	[MOAT_FAULT_INDIRECT_NESTED] = { "indirect table inside an indirect table",
+	[MOAT_FAULT_INDIRECT_NESTED] = { "indirect table inside an indirect "
+					 "table",
 					 DRIVER_BUG },
 	[MOAT_FAULT_INDIRECT_NEXT] = { "indirect descriptor with NEXT set",
 				       DRIVER_BUG },
@@ -27,11 +29,29 @@ static const struct {
 				      DRIVER_BUG },
 	[MOAT_FAULT_TOTAL_LEN] = { "chain longer than 2^32 bytes", DRIVER_BUG },
 	[MOAT_FAULT_ADDRESS] = { "address outside guest memory", DRIVER_BUG },
+	[MOAT_FAULT_AVAIL_OVER] = { "more descriptors available than are free",
+				    DRIVER_BUG },
+	[MOAT_FAULT_LAP_BITS] = { "descriptor inside a list with wrong AVAIL "
+				  "or "
+				  "USED bits",
+				  DRIVER_BUG },
+	[MOAT_FAULT_ID_RANGE] = { "buffer id out of range", DRIVER_BUG },
+	[MOAT_FAULT_ID_TWICE] = { "buffer id posted while still outstanding",
+				  DRIVER_BUG },
+	[MOAT_FAULT_DRIVER_EVENT] = { "bad flags in the driver's event "
+				      "structure",
+				      DRIVER_BUG },
 	[MOAT_FAULT_USED_JUMP] = { "used idx jumped", DEVICE_BUG },
 	[MOAT_FAULT_USED_RANGE] = { "used id out of range", DEVICE_BUG },
-	[MOAT_FAULT_USED_UNKNOWN] = { "used id is not outstanding", DEVICE_BUG },
+	[MOAT_FAULT_USED_UNKNOWN] = { "used id is not outstanding",
+				      DEVICE_BUG },
+	[MOAT_FAULT_DEVICE_EVENT] = { "bad flags in the device's event "
+				      "structure",
+				      DEVICE_BUG },
 	[MOAT_FAULT_KICK_BLOCKS] = { "kick eventfd was made to block",
 				     DEVICE_BUG },
+	[MOAT_FAULT_BASE] = { "base that no ring of this size can have",
+			      FRONT_BUG },
 	[MOAT_FAULT_TOO_BIG] = { "request can never fit the pool",
 				 "give the device a larger --pool-size" },
 };

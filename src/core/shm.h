@@ -29,20 +29,20 @@
 /** moat_shm_load16() - read once, no order implied */
 static inline uint16_t moat_shm_load16(const void *p)
 {
-	return moat_le16(__atomic_load_n((const uint16_t *)p,
-					 __ATOMIC_RELAXED));
+	return moat_le16(
+		__atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED));
 }
 
 static inline uint32_t moat_shm_load32(const void *p)
 {
-	return moat_le32(__atomic_load_n((const uint32_t *)p,
-					 __ATOMIC_RELAXED));
+	return moat_le32(
+		__atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED));
 }
 
 static inline uint64_t moat_shm_load64(const void *p)
 {
-	return moat_le64(__atomic_load_n((const uint64_t *)p,
-					 __ATOMIC_RELAXED));
+	return moat_le64(
+		__atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED));
 }
 
 /**
@@ -52,8 +52,19 @@ static inline uint64_t moat_shm_load64(const void *p)
  */
 static inline uint16_t moat_shm_load16_acquire(const void *p)
 {
-	return moat_le16(__atomic_load_n((const uint16_t *)p,
-					 __ATOMIC_ACQUIRE));
+	return moat_le16(
+		__atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE));
+}
+
+/**
+ * moat_shm_load64_acquire() - read a word whose flags a peer publishes
+ *
+ * For a packed ring, where flags stand in the descriptor itself (2.8.6).
+ */
+static inline uint64_t moat_shm_load64_acquire(const void *p)
+{
+	return moat_le64(
+		__atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE));
 }
 
 /** moat_shm_store16() - write, no order implied */
@@ -80,6 +91,12 @@ static inline void moat_shm_store64(void *p, uint64_t v)
 static inline void moat_shm_store16_release(void *p, uint16_t v)
 {
 	__atomic_store_n((uint16_t *)p, moat_le16(v), __ATOMIC_RELEASE);
+}
+
+/** moat_shm_store64_release() - publish a descriptor of a packed ring */
+static inline void moat_shm_store64_release(void *p, uint64_t v)
+{
+	__atomic_store_n((uint64_t *)p, moat_le64(v), __ATOMIC_RELEASE);
 }
 
 /**

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Layout of a split virtqueue (virtio 1.4, 2.7), shared by its two ends.
+ * Layout of a split virtqueue (virtio 1.4, 2.7), shared by its two ends. That
+ * of a packed one is in packed.h.
  *
  *   descriptor table   16 bytes a descriptor, aligned to 16
  *   avail (driver)     flags, idx, ring[num], used_event     aligned to 2
@@ -41,9 +42,10 @@ struct moat_vring_used_elem {
 /** struct moat_vring - where the three parts of a ring are mapped here */
 struct moat_vring {
 	uint8_t *desc;
-	uint8_t *avail;
-	uint8_t *used;
-	uint16_t num; /* queue size, a power of two up to 32768 */
+	uint8_t *avail; /* packed: the driver's event structure */
+	uint8_t *used;	/* packed: the device's event structure */
+	uint16_t num;	/* queue size up to 32768; split: a power of two */
+	bool packed;	/* RING_PACKED was negotiated */
 };
 
 static inline bool moat_vring_num_ok(uint32_t num)
@@ -108,7 +110,8 @@ static inline void *moat_avail_event(const struct moat_vring *r)
 	return r->used + 4 + 8u * r->num;
 }
 
-/** moat_vring_desc_load() - snapshot descriptor @i of a table, each field once */
+/** moat_vring_desc_load() - snapshot descriptor @i of a table, each field once
+ */
 static inline struct moat_vring_desc moat_vring_desc_load(const void *table,
 							  uint32_t i)
 {

@@ -54,7 +54,7 @@ int moat_direct_start(struct moat_vring_ctl *v)
 	struct moat_vu_vring_addr addr;
 
 	find_shared(v, &addr);
-	return moat_vring_tell_backend(v, &addr, v->base, v->kick_fd,
+	return moat_vring_tell_backend(v, &addr, v->num, v->base, v->kick_fd,
 				       v->call_fd, v->err_fd);
 }
 

@@ -79,8 +79,9 @@ uint64_t moat_policy_protocol(uint64_t backend)
 	 MOAT_BIT(VIRTIO_F_RING_PACKED) | MOAT_BIT(VIRTIO_F_IN_ORDER) |    \
 	 MOAT_BIT(VIRTIO_F_ORDER_PLATFORM) | MOAT_BIT(VIRTIO_F_RING_RESET))
 /* Those that the guard's own ends of a queue know. */
-#define RELAY_BITS \
-	(MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_EVENT_IDX))
+#define RELAY_BITS                                                         \
+	(MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
+	 MOAT_BIT(VIRTIO_F_RING_PACKED))
 
 uint64_t moat_policy_offer(const struct moat_device_type *type,
 			   enum moat_share_mode mode, bool access_platform,
@@ -106,7 +107,7 @@ uint64_t moat_policy_offer(const struct moat_device_type *type,
 	 */
 	f |= backend & RELAY_BITS;
 	if (mode != MOAT_SHARE_AUTO)
-		f |= MOAT_BIT(VIRTIO_F_EVENT_IDX);
+		f |= RELAY_BITS & ~MOAT_BIT(VIRTIO_F_INDIRECT_DESC);
 	/* The driver has to know how much fits the pool. */
 	if (type->virtio_id == VIRTIO_ID_BLOCK &&
 	    backend & MOAT_BIT(VIRTIO_BLK_F_SEG_MAX))

@@ -57,10 +57,23 @@ struct storage {
 	uint64_t *share_bits;
 };
 
-static int get_storage(struct moat_vring_ctl *v, uint32_t share_slots,
-		       struct storage *st)
+/*
+ * Backends are known to reject queues larger than the front-end asked for, so
+ * their ring has the same size; only that a split one is a power of two.
+ */
+static uint32_t back_num(const struct moat_vring_ctl *v, bool packed)
 {
-	size_t descs = v->num * sizeof(*st->descs);
+	uint32_t num = v->num;
+
+	while (!packed && num & (num - 1))
+		num += num & -num;
+	return num;
+}
+
+static int get_storage(struct moat_vring_ctl *v, uint32_t num,
+		       uint32_t share_slots, struct storage *st)
+{
+	size_t descs = num * sizeof(*st->descs);
 	size_t reqs = v->num * sizeof(*st->reqs);
 	size_t chunks = moat_dma_chunks(v->num) * sizeof(*st->chunks);
 	size_t bits = moat_pool_words(share_slots) * sizeof(uint64_t);
@@ -83,24 +96,26 @@ static uint64_t round_up(uint64_t v, uint64_t to)
 	return (v + to - 1) / to * to;
 }
 
-/* The backend's ring: one piece of the pool for all three parts. */
+/* The backend's ring: one piece of the pool for all three parts. Its size and
+ * format are set.
+ */
 static int make_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
 			  struct moat_vu_vring_addr *addr)
 {
-	uint64_t avail = moat_vring_desc_size(v->num);
-	uint64_t used = round_up(avail + moat_vring_avail_size(v->num), 64);
-	uint64_t size = used + moat_vring_used_size(v->num), at;
+	uint32_t num = ring->num;
+	uint64_t avail = moat_vring_desc_size(num);
+	uint64_t used = round_up(
+		avail + (ring->packed ? 4 : moat_vring_avail_size(num)), 64);
+	uint64_t size = used + (ring->packed ? 4 : moat_vring_used_size(num));
+	uint64_t at;
 	uint8_t *p = moat_dma_alloc_coherent(&v->session->runner.relay.dma,
 					     size, &at, &v->ring_run);
 
 	if (!p)
 		return -ENOSPC;
-	*ring = (struct moat_vring){
-		.desc = p,
-		.avail = p + avail,
-		.used = p + used,
-		.num = (uint16_t)v->num,
-	};
+	ring->desc = p;
+	ring->avail = p + avail;
+	ring->used = p + used;
 	at = at - MOAT_POOL_GUEST_ADDR + MOAT_POOL_USER_ADDR;
 	*addr = (struct moat_vu_vring_addr){
 		.index = v->index,
@@ -130,9 +145,11 @@ static int build(struct moat_vring_ctl *v, const struct moat_vring *front,
 	struct moat_dma *dma = &s->runner.relay.dma;
 	struct moat_relay_queue *q = &v->rq.relay;
 	uint32_t share = s->pool.slots / 2 / s->max_vrings;
-	struct moat_vring back;
+	bool packed = s->forwarded & MOAT_BIT(VIRTIO_F_RING_PACKED);
+	struct moat_vring back = { .num = (uint16_t)back_num(v, packed),
+				   .packed = packed };
 	struct storage st;
-	int ret = get_storage(v, share, &st);
+	int ret = get_storage(v, back.num, share, &st);
 
 	if (ret)
 		return ret;
@@ -157,7 +174,7 @@ static int build(struct moat_vring_ctl *v, const struct moat_vring *front,
 			(unsigned long long)pool_needed(v) >> 20);
 		return ret;
 	}
-	moat_devq_init(&q->dev, front, st.outstanding, (uint16_t)v->base,
+	moat_devq_init(&q->dev, front, st.outstanding, v->base,
 		       s->accepted & MOAT_BIT(VIRTIO_F_EVENT_IDX),
 		       s->accepted & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
 	moat_drvq_init(&q->drv, &back, st.descs,
@@ -205,6 +222,7 @@ static int make_fds(struct moat_vring_ctl *v)
 int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 {
 	struct moat_session *s = v->session;
+	const struct moat_drvq *drv = &v->rq.relay.drv;
 	struct moat_vu_vring_addr addr;
 	uint32_t ignored;
 	int ret = build(v, front, &addr);
@@ -212,8 +230,10 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 	if (!ret)
 		ret = make_fds(v);
 	if (!ret)
-		ret = moat_vring_tell_backend(v, &addr, 0, v->rq.kick_fd,
-					      v->back_call_fd, -1);
+		ret = moat_vring_tell_backend(v, &addr, drv->ring.num,
+					      moat_drvq_base(drv),
+					      v->rq.kick_fd, v->back_call_fd,
+					      -1);
 	if (!ret) {
 		ret = moat_runner_attach(&s->runner, &v->rq);
 		if (ret)
@@ -294,14 +314,13 @@ int moat_relayed_stop(struct moat_vring_ctl *v)
 	drain(v);
 	if (!moat_runner_busy(&s->runner))
 		moat_alarm_off(s->config->alarm);
-	back_base = q->drv.avail_published;
+	back_base = moat_drvq_base(&q->drv);
 	ret = moat_vu_client_get_vring_base(&s->client, v->index, &back_base);
 	/* Whatever the backend finished before it answered. */
 	if (moat_relay_complete(&s->runner.relay, q, UINT32_MAX) &
 	    MOAT_RELAY_CALL)
 		moat_eventfd_signal(v->call_fd);
-	v->base = moat_relay_stop(&s->runner.relay, q, (uint16_t)back_base,
-				  &lost);
+	v->base = moat_relay_stop(&s->runner.relay, q, back_base, &lost);
 	s->bytes_bounced += q->dma.bytes_bounced;
 	s->bytes_shared += q->dma.bytes_shared;
 	/* A backend that keeps requests is not waited for queue by queue. */

@@ -55,6 +55,8 @@ static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 	struct moat_session *s = v->session;
 	const struct moat_vu_vring_addr *a = &v->addr;
 	struct moat_ring_sizes z = moat_vring_sizes(v);
+	bool packed = s->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
+	uint32_t avail_align = packed ? 4 : 2; /* 2.8.10.1, 2.7 */
 
 	if (!v->num || !v->has_addr) {
 		log_err(s->log,
@@ -64,7 +66,7 @@ static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 			v->index);
 		return -EINVAL;
 	}
-	if (a->desc % 16 || a->avail % 2 || a->used % 4 ||
+	if (a->desc % 16 || a->avail % avail_align || a->used % 4 ||
 	    overlap(a->desc, z.desc, a->avail, z.avail) ||
 	    overlap(a->desc, z.desc, a->used, z.used) ||
 	    overlap(a->avail, z.avail, a->used, z.used)) {
@@ -78,6 +80,7 @@ static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 		return -EINVAL;
 	}
 	ring->num = (uint16_t)v->num;
+	ring->packed = packed;
 	ring->desc = moat_memmap_user(&s->mem.map, a->desc, z.desc);
 	ring->avail = moat_memmap_user(&s->mem.map, a->avail, z.avail);
 	ring->used = moat_memmap_user(&s->mem.map, a->used, z.used);
@@ -91,8 +94,8 @@ static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 		return -EFAULT;
 	}
 	/* Mappings are page-aligned, but regions need not be in user space. */
-	if ((uintptr_t)ring->desc % 16 || (uintptr_t)ring->avail % 2 ||
-	    (uintptr_t)ring->used % 4) {
+	if ((uintptr_t)ring->desc % 16 ||
+	    (uintptr_t)ring->avail % avail_align || (uintptr_t)ring->used % 4) {
 		log_err(s->log,
 			"queue %u: the region of the ring at 0x%llx has a user "
 			"address that misaligns it: refused; fix the front-end",
@@ -103,7 +106,7 @@ static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 }
 
 int moat_vring_tell_backend(struct moat_vring_ctl *v,
-			    const struct moat_vu_vring_addr *addr,
+			    const struct moat_vu_vring_addr *addr, uint32_t num,
 			    uint32_t base, int kick_fd, int call_fd, int err_fd)
 {
 	struct moat_session *s = v->session;
@@ -111,7 +114,7 @@ int moat_vring_tell_backend(struct moat_vring_ctl *v,
 	uint32_t i = v->index;
 	int ret;
 
-	ret = moat_vu_client_vring(c, VHOST_USER_SET_VRING_NUM, i, v->num);
+	ret = moat_vu_client_vring(c, VHOST_USER_SET_VRING_NUM, i, num);
 	if (!ret)
 		ret = moat_vu_client_vring(c, VHOST_USER_SET_VRING_BASE, i,
 					   base);

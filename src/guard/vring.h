@@ -57,7 +57,7 @@ struct moat_ring_sizes moat_vring_sizes(const struct moat_vring_ctl *v);
  * @err_fd: -1 for none
  */
 int moat_vring_tell_backend(struct moat_vring_ctl *v,
-			    const struct moat_vu_vring_addr *addr,
+			    const struct moat_vu_vring_addr *addr, uint32_t num,
 			    uint32_t base, int kick_fd, int call_fd,
 			    int err_fd);
 

@@ -164,18 +164,15 @@ const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q)
 	return q->drv.fault.code ? &q->drv.fault : NULL;
 }
 
-uint16_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
-			 uint16_t backend_base, uint32_t *lost)
+uint32_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
+			 uint32_t backend_base, uint32_t *lost)
 {
-	uint16_t untaken = (uint16_t)(q->drv.avail_published - backend_base);
+	uint16_t untaken = moat_drvq_untaken(&q->drv, backend_base);
 
-	/* A base that we could not have caused says nothing: assume none. */
-	if (untaken > q->drv.outstanding)
-		untaken = 0;
-	/* Nor does it bring back what was finished: see moat_devq_rewind(). */
+	/* A base does not bring back what was finished: see moat_devq_rewind(). */
 	untaken = moat_devq_rewind(&q->dev, untaken);
 	*lost = (uint32_t)q->drv.outstanding - untaken;
 	release_all(relay, q);
 	moat_dma_queue_fini(&relay->dma, &q->dma);
-	return q->dev.avail_next;
+	return moat_devq_base(&q->dev);
 }

@@ -88,16 +88,15 @@ const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q);
 
 /**
  * moat_relay_stop() - end the queue; every mapping is released
- * @backend_base: the next avail index that the backend would have taken
- *	(GET_VRING_BASE of the backend's leg)
+ * @backend_base: where the backend stands (GET_VRING_BASE of its leg)
  * @lost: set to the number of requests that the backend took and never gave
  *	back
  *
  * Requests that the backend never took go back into the guest's ring.
  *
- * Return: the next avail index of the guest's ring, its GET_VRING_BASE.
+ * Return: where the guest's ring stands, its GET_VRING_BASE.
  */
-uint16_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
-			 uint16_t backend_base, uint32_t *lost);
+uint32_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
+			 uint32_t backend_base, uint32_t *lost);
 
 #endif

@@ -19,7 +19,7 @@ struct world {
 	struct moat_memmap map;
 	struct moat_vring ring;
 	struct moat_devq q;
-	uint8_t storage[NUM_MAX / 8];
+	uint16_t storage[moat_devq_storage(NUM_MAX) / 2];
 	uint8_t taken[NUM_MAX];
 	uint8_t used[6 + 8 * NUM_MAX]; /* as the device left it */
 	uint32_t ntaken, pushed;

@@ -80,6 +80,23 @@ static inline void ring_make(struct test_ring *t, uint16_t num)
 	assert_non_null(t->vring.used);
 }
 
+/* A packed one (2.8): the ring and the two event structures. */
+static inline void packed_make(struct test_ring *t, uint16_t num)
+{
+	t->desc_bytes = (size_t)16 * num;
+	t->avail_bytes = t->used_bytes = 4;
+	t->vring = (struct moat_vring){
+		.desc = calloc(1, t->desc_bytes),
+		.avail = calloc(1, t->avail_bytes),
+		.used = calloc(1, t->used_bytes),
+		.num = num,
+		.packed = true,
+	};
+	assert_non_null(t->vring.desc);
+	assert_non_null(t->vring.avail);
+	assert_non_null(t->vring.used);
+}
+
 static inline void ring_free(struct test_ring *t)
 {
 	free(t->vring.desc);

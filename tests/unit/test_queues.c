@@ -41,13 +41,16 @@ struct pair {
 	sem_t kick, call;
 };
 
-static void pair_make(struct pair *p, uint16_t num, bool event, bool indirect,
-		      uint32_t todo)
+static void pair_make(struct pair *p, bool packed, uint16_t num, bool event,
+		      bool indirect, uint32_t todo)
 {
 	size_t bytes = (size_t)num * (SLOT + TABLE);
 
 	memset(p, 0, sizeof(*p));
-	ring_make(&p->ring, num);
+	if (packed)
+		packed_make(&p->ring, num);
+	else
+		ring_make(&p->ring, num);
 	p->descs = calloc(num, sizeof(*p->descs));
 	p->storage = calloc(1, moat_devq_storage(num));
 	p->mem = must_alloc(bytes);
@@ -67,7 +70,8 @@ static void pair_make(struct pair *p, uint16_t num, bool event, bool indirect,
 	sem_init(&p->kick, 0, 0);
 	sem_init(&p->call, 0, 0);
 	moat_drvq_init(&p->drv, &p->ring.vring, p->descs, event, indirect);
-	moat_devq_init(&p->dev, &p->ring.vring, p->storage, 0, event, indirect);
+	moat_devq_init(&p->dev, &p->ring.vring, p->storage,
+		       moat_drvq_base(&p->drv), event, indirect);
 }
 
 static void pair_free(struct pair *p)
@@ -210,14 +214,16 @@ static bool device_step(struct pair *p, bool flush)
 static void no_wakeup_is_lost_in_any_order_of_calls(void **state)
 {
 	static const uint16_t nums[] = { 1, 4, 64, 256 };
+	static const uint16_t odd[] = { 1, 3, 61, 250 };
 
 	(void)state;
-	for (int k = 0; k < 16; k++) {
-		uint16_t num = nums[k % 4];
+	for (int k = 0; k < 32; k++) {
+		bool packed = k & 16;
+		uint16_t num = packed ? odd[k % 4] : nums[k % 4];
 		bool drv_awake = true, dev_awake = true;
 		struct pair p;
 
-		pair_make(&p, num, k & 4, k & 8, num > 1 ? 12000 : 2000);
+		pair_make(&p, packed, num, k & 4, k & 8, num > 1 ? 12000 : 2000);
 		while (p.done != p.todo) {
 			/* Both asleep with work left: a lost wakeup. */
 			assert_true(drv_awake || dev_awake || p.nheld);
@@ -275,12 +281,12 @@ static void *device_thread(void *arg)
 static void no_wakeup_is_lost_between_two_threads(void **state)
 {
 	(void)state;
-	for (int k = 0; k < 4; k++) {
+	for (int k = 0; k < 8; k++) {
 		void *stuck = NULL;
 		pthread_t thread;
 		struct pair p;
 
-		pair_make(&p, k & 1 ? 4 : 128, k & 2, true, 20000);
+		pair_make(&p, k & 4, k & 1 ? 4 : 128, k & 2, true, 20000);
 		assert_int_equal(
 			pthread_create(&thread, NULL, device_thread, &p), 0);
 		while (p.done != p.todo && !stuck) {
@@ -375,12 +381,12 @@ static void race_round(struct race *r, uint32_t i)
 static void publishing_and_falling_asleep_never_miss_each_other(void **state)
 {
 	(void)state;
-	for (int k = 0; k < 4; k++) {
+	for (int k = 0; k < 8; k++) {
 		struct race *r = calloc(1, sizeof(*r));
 		pthread_t thread;
 
 		assert_non_null(r);
-		pair_make(&r->p, 4, k & 1, false, 0);
+		pair_make(&r->p, k & 4, k & 4 ? 3 : 4, k & 1, false, 0);
 		r->drv_sleeps = k & 2;
 		assert_int_equal(pthread_create(&thread, NULL, sleeper, r), 0);
 		for (uint32_t i = 0; i < 60000; i++)

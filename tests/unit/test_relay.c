@@ -2,7 +2,8 @@
 /*
  * The relay between a driver (the core's own driver side, over a ring in guest
  * memory) and a backend (the core's own device side, over the ring in the
- * pool), with two queues on one pool.
+ * pool), with two queues on one pool. Most of it holds for any format of the
+ * ring on either leg, and runs for each of the four pairs.
  */
 #include "support.h"
 
@@ -13,6 +14,11 @@
 #define POOL UINT64_C(0x5500000000)
 #define NUM 16u
 #define BUF 0x10000u /* a buffer of guest memory for each request */
+
+/* The format of each leg's ring: split or packed. */
+struct legs {
+	bool front, back;
+};
 
 struct guest_req {
 	bool live;
@@ -28,8 +34,8 @@ struct leg {
 	struct test_ring ring;
 	struct moat_drvq_desc guest_descs[NUM], descs[NUM];
 	struct moat_dma_req reqs[NUM];
-	uint8_t out[moat_devq_storage(NUM)];
-	uint8_t back_out[moat_devq_storage(NUM)];
+	uint16_t out[moat_devq_storage(NUM) / 2];
+	uint16_t back_out[moat_devq_storage(NUM) / 2];
 	struct moat_run ring_run;
 	struct moat_dma_chunk *chunks;
 	uint64_t *share_bits;
@@ -46,12 +52,13 @@ struct world {
 	struct moat_region ram, pool_region;
 	struct moat_memmap map, back_map;
 	struct leg leg[2];
+	struct legs packed;
 	uint64_t *bits;
 	uint32_t slots;
 	struct rng rng;
 };
 
-static void start(struct world *w, struct leg *l, uint32_t share, uint16_t base)
+static void start(struct world *w, struct leg *l, uint32_t share, uint32_t base)
 {
 	struct moat_dma *dma = &w->relay.dma;
 	struct moat_vring back;
@@ -60,7 +67,9 @@ static void start(struct world *w, struct leg *l, uint32_t share, uint16_t base)
 
 	p = moat_dma_alloc_coherent(dma, 4096, &addr, &l->ring_run);
 	assert_non_null(p);
-	back = (struct moat_vring){ p, p + 1024, p + 2048, NUM };
+	memset(p, 0, 4096);
+	back = (struct moat_vring){ p, p + 1024, p + 2048, NUM,
+				    w->packed.back };
 	l->q = (struct moat_relay_queue){ .reqs = l->reqs, .enabled = true };
 	memset(l->reqs, 0, sizeof(l->reqs));
 	memset(l->out, 0, sizeof(l->out));
@@ -70,15 +79,18 @@ static void start(struct world *w, struct leg *l, uint32_t share, uint16_t base)
 	moat_share_open(&w->pool, &l->q.dma.share, share, l->share_bits);
 	moat_devq_init(&l->q.dev, &l->ring.vring, l->out, base, true, true);
 	moat_drvq_init(&l->q.drv, &back, l->descs, true, true);
-	moat_devq_init(&l->back, &back, l->back_out, 0, true, true);
+	moat_devq_init(&l->back, &back, l->back_out, moat_drvq_base(&l->q.drv),
+		       true, true);
 	l->nheld = 0;
 }
 
-static struct world *make(uint32_t slots, uint32_t share)
+static struct world *make(void **state, uint32_t slots, uint32_t share)
 {
 	struct world *w = calloc(1, sizeof(*w));
 
 	assert_non_null(w);
+	if (*state)
+		w->packed = *(const struct legs *)*state;
 	w->slots = slots;
 	w->rng.s = slots;
 	w->ram = (struct moat_region){ RAM, RAM_SIZE, RAM,
@@ -100,13 +112,16 @@ static struct world *make(uint32_t slots, uint32_t share)
 	for (int i = 0; i < 2; i++) {
 		struct leg *l = &w->leg[i];
 
-		ring_make(&l->ring, NUM);
+		if (w->packed.front)
+			packed_make(&l->ring, NUM);
+		else
+			ring_make(&l->ring, NUM);
 		l->chunks = calloc(moat_dma_chunks(NUM), sizeof(*l->chunks));
 		l->share_bits = calloc(moat_pool_words(slots), 8);
 		l->base = RAM + (uint64_t)i * NUM * BUF;
 		moat_drvq_init(&l->guest, &l->ring.vring, l->guest_descs, true,
 			       false);
-		start(w, l, share, 0);
+		start(w, l, share, moat_drvq_base(&l->guest));
 	}
 	return w;
 }
@@ -122,6 +137,21 @@ static void finish(struct world *w)
 	free(w->pool_region.host);
 	free(w->bits);
 	free(w);
+}
+
+/* Where a ring stands after @n requests of @ndesc descriptors each. */
+static uint32_t stands_at(bool packed, uint32_t n, uint32_t ndesc)
+{
+	uint32_t laps = n * ndesc / NUM, at = n * ndesc % NUM;
+
+	return packed ? at | (laps & 1 ? 0 : 0x8000) : n;
+}
+
+static uint32_t base_at(bool packed, uint32_t avail, uint32_t used,
+			uint32_t ndesc)
+{
+	return stands_at(packed, avail, ndesc) |
+	       (packed ? stands_at(packed, used, ndesc) << 16 : 0);
 }
 
 static uint8_t *ram(struct world *w, uint64_t addr)
@@ -228,9 +258,8 @@ static void requests_go_through_a_pool_of_any_size(void **state)
 {
 	static const uint32_t slots[] = { 30, 64, 400 };
 
-	(void)state;
 	for (size_t k = 0; k < ARRAY_SIZE(slots); k++) {
-		struct world *w = make(slots[k], slots[k] / 8);
+		struct world *w = make(state, slots[k], slots[k] / 8);
 		uint32_t before = w->pool.common.free, todo = 3000, rounds = 0;
 
 		while (w->leg[0].done < todo || w->leg[1].done < todo) {
@@ -259,10 +288,9 @@ static void requests_go_through_a_pool_of_any_size(void **state)
 
 static void a_fault_breaks_its_queue_and_no_other(void **state)
 {
-	struct world *w = make(64, 8);
+	struct world *w = make(state, 64, 8);
 	struct leg *bad = &w->leg[0], *good = &w->leg[1];
 
-	(void)state;
 	assert_true(guest_post(w, bad, 100, 1));
 	moat_relay_submit(&w->relay, &bad->q, 8);
 	/* The backend invents an id. */
@@ -281,13 +309,36 @@ static void a_fault_breaks_its_queue_and_no_other(void **state)
 	finish(w);
 }
 
+static void a_packed_fault_breaks_its_queue_and_no_other(void **state)
+{
+	struct world *w = make(state, 64, 8);
+	struct leg *bad = &w->leg[0], *good = &w->leg[1];
+
+	assert_true(guest_post(w, bad, 100, 1));
+	moat_relay_submit(&w->relay, &bad->q, 8);
+	/* The backend invents an id. */
+	put32(bad->back.ring.desc + 8, 1);
+	put32(bad->back.ring.desc + 12, 9 | 0x8080u << 16);
+	assert_int_equal(moat_relay_complete(&w->relay, &bad->q, 8), 0);
+	assert_int_equal(moat_relay_fault(&bad->q)->code,
+			 MOAT_FAULT_USED_UNKNOWN);
+	assert_int_equal(moat_relay_submit(&w->relay, &bad->q, 8), 0);
+	assert_int_equal(w->pool.stats.used, 0);
+	assert_false(moat_relay_pending(&bad->q));
+	for (int i = 0; i < 100; i++) {
+		guest_post(w, good, 5000, 2);
+		step(w, good);
+	}
+	assert_true(good->done > 50);
+	finish(w);
+}
+
 static void a_request_that_never_fits_is_refused_with_its_size(void **state)
 {
-	struct world *w = make(20, 2);
+	struct world *w = make(state, 20, 2);
 	struct leg *l = &w->leg[0];
 	const struct moat_fault *f;
 
-	(void)state;
 	assert_true(guest_post(w, l, 0xf000, 1));
 	moat_relay_submit(&w->relay, &l->q, 8);
 	f = moat_relay_fault(&l->q);
@@ -314,10 +365,9 @@ static void crowded(struct world *w, struct leg *a, struct leg *b)
 
 static void what_a_broken_guest_ring_holds_comes_back_in_time(void **state)
 {
-	struct world *w = make(44, 2);
+	struct world *w = make(state, 44, 2);
 	struct leg *a = &w->leg[0], *b = &w->leg[1];
 
-	(void)state;
 	crowded(w, a, b);
 	put16(avail_entry(&a->ring, 2), 99);
 	/* The claim goes at once; what is at the backend is in use there. */
@@ -339,10 +389,9 @@ static void what_a_broken_guest_ring_holds_comes_back_in_time(void **state)
 
 static void what_a_broken_backend_ring_holds_comes_back_at_once(void **state)
 {
-	struct world *w = make(44, 2);
+	struct world *w = make(state, 44, 2);
 	struct leg *a = &w->leg[0], *b = &w->leg[1];
 
-	(void)state;
 	crowded(w, a, b);
 	moat_shm_store16(moat_used_idx(&a->back.ring), 9);
 	moat_relay_complete(&w->relay, &a->q, 8);
@@ -358,10 +407,9 @@ static void what_a_broken_backend_ring_holds_comes_back_at_once(void **state)
 
 static void a_disabled_queue_does_not_keep_others_waiting(void **state)
 {
-	struct world *w = make(44, 2);
+	struct world *w = make(state, 44, 2);
 	struct leg *a = &w->leg[0];
 
-	(void)state;
 	crowded(w, a, &w->leg[1]);
 	a->q.enabled = false;
 	assert_int_equal(moat_relay_submit(&w->relay, &a->q, 8),
@@ -379,10 +427,9 @@ static void a_disabled_queue_does_not_keep_others_waiting(void **state)
 
 static void the_budget_bounds_a_call_and_more_says_so(void **state)
 {
-	struct world *w = make(400, 8);
+	struct world *w = make(state, 400, 8);
 	struct leg *l = &w->leg[0];
 
-	(void)state;
 	for (int i = 0; i < 6; i++)
 		assert_true(guest_post(w, l, 10, 1));
 	assert_true(moat_relay_submit(&w->relay, &l->q, 4) & MOAT_RELAY_MORE);
@@ -412,16 +459,16 @@ static void half_way(struct world *w, struct leg *l, uint32_t n, uint32_t take,
 
 static void what_the_backend_never_took_is_served_after_a_restart(void **state)
 {
-	struct world *w = make(400, 8);
+	struct world *w = make(state, 400, 8);
 	struct leg *l = &w->leg[0];
-	uint32_t lost;
-	uint16_t base;
+	uint32_t lost, base;
 
-	(void)state;
 	half_way(w, l, 8, 5, 5);
-	base = moat_relay_stop(&w->relay, &l->q, 5, &lost);
+	/* Requests take two descriptors in front, and a table behind. */
+	base = moat_relay_stop(&w->relay, &l->q,
+			       base_at(w->packed.back, 5, 0, 1), &lost);
 	assert_int_equal(lost, 0);
-	assert_int_equal(base, 5);
+	assert_int_equal(base, base_at(w->packed.front, 5, 5, 2));
 	assert_int_equal(w->pool.stats.used, 0);
 	moat_dma_free_coherent(&w->relay.dma, &l->ring_run);
 	start(w, l, 8, base);
@@ -433,10 +480,9 @@ static void what_the_backend_never_took_is_served_after_a_restart(void **state)
 
 static void a_lying_backend_brings_no_finished_request_back(void **state)
 {
-	(void)state;
 	/* 8 posted, the first is still out, the others were finished. */
 	for (uint32_t base = 0; base < 8; base++) {
-		struct world *w = make(400, 8);
+		struct world *w = make(state, 400, 8);
 		struct leg *l = &w->leg[0];
 		uint32_t lost;
 
@@ -448,31 +494,60 @@ static void a_lying_backend_brings_no_finished_request_back(void **state)
 		guest_reap(w, l);
 		assert_int_equal(l->done, 7);
 		/* Its buffers are the guest's: not to be written again. */
-		assert_int_equal(moat_relay_stop(&w->relay, &l->q,
-						 (uint16_t)base, &lost),
-				 8);
+		assert_int_equal(
+			moat_relay_stop(&w->relay, &l->q,
+					base_at(w->packed.back, base, 0, 1),
+					&lost),
+			base_at(w->packed.front, 8, 7, 2));
 		assert_int_equal(lost, 1);
 		finish(w);
 	}
 }
 
+static void a_base_that_nobody_could_have_caused_says_nothing(void **state)
+{
+	static const uint32_t bases[] = { 9, 0x7fff, 0x8009, 0x800f, 0xffff };
+
+	for (size_t i = 0; i < ARRAY_SIZE(bases); i++) {
+		struct world *w = make(state, 400, 8);
+		struct leg *l = &w->leg[0];
+		uint32_t lost;
+
+		half_way(w, l, 8, 5, 5);
+		moat_relay_stop(&w->relay, &l->q, bases[i], &lost);
+		assert_int_equal(lost, 3);
+		finish(w);
+	}
+}
+
+#define EACH(test)                                                  \
+	cmocka_unit_test_prestate(test, (void *)&pairs[0]),         \
+		cmocka_unit_test_prestate(test, (void *)&pairs[1]), \
+		cmocka_unit_test_prestate(test, (void *)&pairs[2]), \
+		cmocka_unit_test_prestate(test, (void *)&pairs[3])
+
 int main(void)
 {
+	static const struct legs pairs[] = { { false, false },
+					     { false, true },
+					     { true, false },
+					     { true, true } };
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(requests_go_through_a_pool_of_any_size),
+		EACH(requests_go_through_a_pool_of_any_size),
+		EACH(a_request_that_never_fits_is_refused_with_its_size),
+		EACH(a_disabled_queue_does_not_keep_others_waiting),
+		EACH(the_budget_bounds_a_call_and_more_says_so),
+		EACH(what_the_backend_never_took_is_served_after_a_restart),
+		EACH(a_lying_backend_brings_no_finished_request_back),
+		EACH(a_base_that_nobody_could_have_caused_says_nothing),
 		cmocka_unit_test(a_fault_breaks_its_queue_and_no_other),
-		cmocka_unit_test(
-			a_request_that_never_fits_is_refused_with_its_size),
+		cmocka_unit_test_prestate(
+			a_packed_fault_breaks_its_queue_and_no_other,
+			(void *)&pairs[1]),
 		cmocka_unit_test(
 			what_a_broken_guest_ring_holds_comes_back_in_time),
 		cmocka_unit_test(
 			what_a_broken_backend_ring_holds_comes_back_at_once),
-		cmocka_unit_test(a_disabled_queue_does_not_keep_others_waiting),
-		cmocka_unit_test(the_budget_bounds_a_call_and_more_says_so),
-		cmocka_unit_test(
-			what_the_backend_never_took_is_served_after_a_restart),
-		cmocka_unit_test(
-			a_lying_backend_brings_no_finished_request_back),
 	};
 
 	return cmocka_run_group_tests_name("relay", tests, NULL, NULL);
