@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #define BACKEND_LOOK_MS 100u	/* is it still there? */
 #define BACKEND_AGAIN_MS 2000u	/* and to listen again */
 #define CHILD_GRACE_MS 3000u
+#define FDS_WANTED (5u * MOAT_VU_VRINGS_MAX + 256u)
 #define CHILD_ENDS_MS 200 /* a child may end when its VMM has left */
 
 struct service {
@@ -49,7 +51,8 @@ static const struct moat_syscall syscalls[] = {
 	{ "epoll_ctl" }, { "eventfd2" }, { "close" }, { "fcntl" },
 	{ "accept4" }, { "connect" }, { "socket", 1, AF_UNIX },
 	{ "socketpair", 1, AF_UNIX }, { "memfd_create" }, { "ftruncate" },
-	{ "fstat" }, { "newfstatat" }, { "munmap" }, { "madvise" },
+	{ "fstat" }, { "newfstatat" }, { "fstatfs" }, { "munmap" },
+	{ "madvise" },
 	{ "mremap" }, { "brk" }, { "futex" }, { "clock_gettime" },
 	{ "getrandom" }, { "rt_sigprocmask" }, { "rt_sigreturn" },
 	{ "timer_settime" }, { "restart_syscall" }, { "sched_yield" },
@@ -114,6 +117,20 @@ static void open_udmabuf(struct service *v)
 	if (v->session_config.share != MOAT_SHARE_BOUNCE)
 		v->session_config.udmabuf_fd =
 			open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
+}
+
+/*
+ * Each queue has up to five fds; the usual soft limit of 1024 is less than the
+ * queues that a device can have. Not before the child, which may rely on it.
+ */
+static void raise_fd_limit(void)
+{
+	struct rlimit l;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) || l.rlim_cur >= FDS_WANTED)
+		return;
+	l.rlim_cur = l.rlim_max < FDS_WANTED ? l.rlim_max : FDS_WANTED;
+	setrlimit(RLIMIT_NOFILE, &l);
 }
 
 static int start_child(struct service *v)
@@ -244,13 +261,17 @@ static void run_session(struct service *v)
 		if (v->vmm_fd >= 0) {
 			log_info(v->log, "a VMM has connected");
 			v->vmm_served = true;
-			moat_session_serve(s, moat_fd_take(&v->vmm_fd));
+			if (moat_session_serve(s, moat_fd_take(&v->vmm_fd)))
+				moat_session_finish(s,
+						    MOAT_SESSION_VMM_REFUSED);
 		}
 		moat_loop_wait(&v->loop, wait);
 		/* A child that ends closes its socket: that says it all. */
 		if (v->child_ended && s->end == MOAT_SESSION_RUNNING &&
-		    s->server.conn.fd < 0)
+		    s->server.conn.fd < 0) {
+			log_err(v->log, "the backend has ended");
 			s->end = MOAT_SESSION_BACKEND_GONE;
+		}
 	}
 	moat_loop_unwatch(&v->loop, &v->listen_src);
 }
@@ -372,6 +393,7 @@ int moat_service_run(const struct moat_service_config *config,
 	v.session_config.alarm = ret ? NULL : &v.alarm;
 	if (!ret)
 		ret = start_child(&v);
+	raise_fd_limit();
 	while (!ret)
 		ret = turn(&v);
 	if (v.session_config.alarm)

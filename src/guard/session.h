@@ -48,7 +48,7 @@ struct moat_session_config {
 	bool access_platform; /* offer it even where the guard bounces all */
 	uint64_t pool_size;   /* bytes, a multiple of MOAT_SLOT_SIZE */
 	uint32_t poll_us;
-	int abort_fd; /* readable: stop waiting for anybody */
+	int abort_fd;		  /* readable: stop waiting for anybody */
 	struct moat_alarm *alarm; /* ends calls that a peer made block */
 };
 
@@ -140,6 +140,23 @@ int moat_session_send_table(struct moat_session *s, bool pool, bool share);
 
 /** moat_session_has_enable() - does the backend know SET_VRING_ENABLE? */
 bool moat_session_has_enable(const struct moat_session *s);
+
+/* For the parts of a session, in other files: */
+
+/** moat_session_finish() - the session is over; the first cause counts */
+void moat_session_finish(struct moat_session *s, enum moat_session_end end);
+
+/**
+ * moat_session_from_backend() - pass on what a call of the backend returned
+ *
+ * A backend that can not be talked to any more ends the session.
+ *
+ * Return: @ret.
+ */
+int moat_session_from_backend(struct moat_session *s, int ret);
+
+/** moat_session_any_started() - does any queue run? */
+bool moat_session_any_started(const struct moat_session *s);
 
 /** moat_session_stop() - stop all queues, as well as the backend lets us */
 void moat_session_stop(struct moat_session *s);

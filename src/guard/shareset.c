@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/udmabuf.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "guard/session.h"
 #include "guard/shareset.h"
@@ -61,13 +63,25 @@ static void keep(struct moat_shareset *set, uint64_t guest_addr, uint64_t size,
 	set->why[0] = 0;
 }
 
-/* The region's own fd: it must hold the region and nothing else. */
+/*
+ * The region's own fd: it must hold the region and nothing else. Huge pages are
+ * no good: who holds the fd can punch them out, and where no page is left to
+ * fill the hole the VMM dies of SIGBUS.
+ */
 static void share_own(struct moat_shareset *set,
 		      const struct moat_vu_mem_region *r, int fd)
 {
 	struct stat st;
+	struct statfs fs;
 	int seals, copy;
 
+	if (!fstatfs(fd, &fs) && fs.f_type == HUGETLBFS_MAGIC) {
+		snprintf(set->why, sizeof(set->why),
+			 "the region at 0x%llx is of huge pages, which the "
+			 "backend could free; give the pool ordinary ones",
+			 U(r->guest_addr));
+		return;
+	}
 	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || r->mmap_offset ||
 	    (uint64_t)st.st_size != r->size) {
 		snprintf(set->why, sizeof(set->why),

@@ -15,6 +15,8 @@ void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
 	*c = (struct moat_vu_client){
 		.abort_fd = abort_fd,
 		.reply_ms = MOAT_VU_REPLY_MS,
+		.credit_ns = MOAT_VU_CREDIT_MS * (uint64_t)MOAT_NS_PER_MS,
+		.credit_at_ns = moat_now_ns(),
 		.log = log,
 	};
 	moat_vu_conn_init(&c->conn, fd);
@@ -86,20 +88,45 @@ static int wait_input(struct moat_vu_client *c, uint64_t end)
 	}
 }
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* How long to wait from @now on: this answer's time, and what credit is left. */
+static uint64_t patience_ends(struct moat_vu_client *c, uint64_t now)
+{
+	uint64_t full = MOAT_VU_CREDIT_MS * (uint64_t)MOAT_NS_PER_MS;
+	uint64_t floor = MOAT_VU_CREDIT_LEAST_MS * (uint64_t)MOAT_NS_PER_MS;
+	uint64_t end = now + c->reply_ms * (uint64_t)MOAT_NS_PER_MS;
+
+	c->credit_ns = least(c->credit_ns + (now - c->credit_at_ns) / 10, full);
+	c->credit_at_ns = now;
+	end = least(end, now + (c->credit_ns > floor ? c->credit_ns : floor));
+	return c->end_ns ? least(end, c->end_ns) : end;
+}
+
+static void spend_credit(struct moat_vu_client *c)
+{
+	uint64_t now = moat_now_ns();
+
+	c->credit_ns -= least(c->credit_ns, now - c->credit_at_ns);
+	c->credit_at_ns = now;
+}
+
 /* Wait for the reply to @request. */
 static int get_reply(struct moat_vu_client *c, uint32_t request,
 		     struct moat_vu_msg *m)
 {
-	uint64_t end = moat_now_ns() + (uint64_t)c->reply_ms * MOAT_NS_PER_MS;
+	uint64_t end = patience_ends(c, moat_now_ns());
 	int ret;
 
-	if (c->end_ns && c->end_ns < end)
-		end = c->end_ns;
 	while (!(ret = moat_vu_conn_recv(&c->conn, m))) {
 		ret = wait_input(c, end);
 		if (ret)
 			return die(c, request, ret);
 	}
+	spend_credit(c);
 	if (ret < 0)
 		return die(c, request, ret);
 	ret = m->nfds;

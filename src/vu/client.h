@@ -19,6 +19,12 @@
 #include "vu/conn.h"
 
 #define MOAT_VU_REPLY_MS 10000u
+/*
+ * And in all: whoever talks to us waits as well. A backend spends its credit by
+ * being slow and gets a tenth of the time that passes back.
+ */
+#define MOAT_VU_CREDIT_MS 30000u
+#define MOAT_VU_CREDIT_LEAST_MS 200u
 
 struct moat_vu_client {
 	struct moat_vu_conn conn;
@@ -26,6 +32,8 @@ struct moat_vu_client {
 	uint64_t features; /* offered by the backend */
 	uint64_t protocol_features; /* negotiated */
 	int abort_fd; /* readable: give up waiting with -EINTR; -1: none */
+	uint64_t credit_ns; /* left at credit_at_ns, see MOAT_VU_CREDIT_MS */
+	uint64_t credit_at_ns;
 	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
 	uint64_t end_ns; /* no wait lasts longer; 0: no such end */
 	bool dead;
