@@ -35,16 +35,16 @@ class Pool(NamedTuple):
         return f"--pool={self.address:#x}+{self.size:#x}"
 
 
-def pool(number):
-    return Pool(RAM_AT + RAM + number * POOL, POOL)
+def pool(number, size=POOL):
+    return Pool(RAM_AT + RAM + number * size, size)
 
 
 class Device(NamedTuple):
     """One virtio device of the guest.
 
     Parameters: QEMU's name without the transport ("vhost-user-blk"), the
-    socket, "mmio" or "pci", its place there (from 1), further properties as they
-    stand behind -device; access_platform is what the device offers.
+    socket, "mmio" or "pci", its place there (from 1), further properties as
+    they stand behind -device; access_platform is what the device offers.
     """
     kind: str
     socket_path: str
@@ -98,9 +98,9 @@ def guest_dir():
                           text=True, stdout=subprocess.PIPE).stdout.strip()
 
 
-def machine(pools, dumpdtb=""):
+def machine(pools, pool_size, dumpdtb=""):
     """QEMU's command line up to the devices: RAM, and so many pools."""
-    size = (RAM + pools * POOL) // MIB
+    size = (RAM + pools * pool_size) // MIB
     argv = in_root("qemu-system-aarch64", "-nodefaults", "-no-user-config",
                    "-display", "none", "-machine", "virt" + dumpdtb,
                    "-cpu", "max,pauth-impdef=on", "-smp", "2",
@@ -113,15 +113,15 @@ def machine(pools, dumpdtb=""):
     argv += ["-numa", "node,nodeid=0,memdev=ram"]
     for n in range(pools):
         argv += ["-object",
-                 f"memory-backend-memfd,id=pool{n},size={POOL},share=on",
+                 f"memory-backend-memfd,id=pool{n},size={pool_size},share=on",
                  "-numa", f"node,nodeid={n + 1},memdev=pool{n}"]
     return argv
 
 
-def device_tree(path, banks, given=()):
-    """QEMU's own tree for a machine with so many banks behind the RAM, with a
-    pool for each device of the pairs (pool, device)."""
-    done = run(machine(banks, f",dumpdtb={path}"))
+def device_tree(path, banks, given=(), size=POOL):
+    """QEMU's own tree for a machine with so many banks, of that size, behind
+    the RAM, with a pool for each device of the pairs (pool, device)."""
+    done = run(machine(banks, size, f",dumpdtb={path}"))
     assert done.returncode == 0, done.stderr
     for where, device in given:
         done = run([moat(), "dt", "add-pool", f"--address={where.address:#x}",
@@ -132,16 +132,16 @@ def device_tree(path, banks, given=()):
 
 
 class Arm64(Guest):
-    """A guest with so many banks behind its RAM, the device tree at dtb and
-    these devices."""
+    """A guest with so many banks, of that size, behind its RAM, the device
+    tree at dtb and these devices."""
 
-    def __init__(self, devices, dtb, banks, wait=True):
+    def __init__(self, devices, dtb, banks, size=POOL, wait=True):
         base = guest_dir()
         image = subprocess.run(
             [os.path.join(SCRIPTS, "guest-initramfs"),
              f"--busybox={base}/busybox"], check=True, text=True,
             stdout=subprocess.PIPE).stdout.strip()
-        argv = [*machine(banks), "-dtb", dtb, "-serial", "stdio",
+        argv = [*machine(banks, size), "-dtb", dtb, "-serial", "stdio",
                 "-no-reboot", "-kernel", f"{base}/Image", "-initrd", image,
                 "-append", "console=ttyAMA0 loglevel=4 panic=-1"]
         for device in devices:
