@@ -131,19 +131,24 @@ def device_tree(path, banks, given=(), size=POOL):
     return path
 
 
+def kernel():
+    """QEMU's command line for what the machine boots."""
+    base = guest_dir()
+    image = subprocess.run(
+        [os.path.join(SCRIPTS, "guest-initramfs"),
+         f"--busybox={base}/busybox"], check=True, text=True,
+        stdout=subprocess.PIPE).stdout.strip()
+    return ["-serial", "stdio", "-no-reboot", "-kernel", f"{base}/Image",
+            "-initrd", image,
+            "-append", "console=ttyAMA0 loglevel=4 panic=-1"]
+
+
 class Arm64(Guest):
     """A guest with so many banks, of that size, behind its RAM, the device
     tree at dtb and these devices."""
 
     def __init__(self, devices, dtb, banks, size=POOL, wait=True):
-        base = guest_dir()
-        image = subprocess.run(
-            [os.path.join(SCRIPTS, "guest-initramfs"),
-             f"--busybox={base}/busybox"], check=True, text=True,
-            stdout=subprocess.PIPE).stdout.strip()
-        argv = [*machine(banks, size), "-dtb", dtb, "-serial", "stdio",
-                "-no-reboot", "-kernel", f"{base}/Image", "-initrd", image,
-                "-append", "console=ttyAMA0 loglevel=4 panic=-1"]
+        argv = [*machine(banks, size), "-dtb", dtb, *kernel()]
         for device in devices:
             argv += device.arguments()
         super().__init__(argv, "QEMU (arm64)", wait=wait)

@@ -11,12 +11,13 @@ from contextlib import ExitStack
 import pytest
 
 from arm64 import (MIB, POOL, RAM, RAM_AT, Arm64, Device, Pool, device_tree,
-                   disk, pool)
+                   disk, kernel, pool)
 from backends import StorageDaemon, make_image
 from guard import Guard
+from guests import Guest
 from machine import audit, plant_secret, ram_reached, spy_finds
-from peers import Passt, Virtiofsd
-from procs import Workdir, run
+from peers import Passt, Virtiofsd, in_root
+from procs import Workdir, moat, run
 from test_all_passt import transfer
 from test_all_virtiofs import fill
 
@@ -437,6 +438,43 @@ dmesg | grep -c 'swiotlb buffer is full'
             hashlib.sha256(data[n * part:(n + 1) * part]).hexdigest()
             for n in range(parts)]
         assert int(sums[-1]) > 0
+
+
+def test_the_options_that_moat_dt_prints_boot_a_protected_guest():
+    """As docs/dt.md tells it: QEMU's tree of a plain machine, pools where
+    there is room, the options for them, and a guard for each device."""
+    nodes = "/virtio_mmio@a003e00", "/pcie@10000000/virtio@2,0"
+    plain = in_root("qemu-system-aarch64", "-nodefaults", "-display", "none",
+                    "-cpu", "max,pauth-impdef=on", "-smp", "1")
+    with ExitStack() as stack:
+        work = stack.enter_context(Workdir())
+        tree, pooled = work / "virt.dtb", work / "pooled.dtb"
+        given = [f"--device={node}" for node in nodes]
+        for command in (
+                [*plain, "-machine", f"virt,dumpdtb={tree}", "-m", "256"],
+                [moat(), "dt", "add-pool", tree, "-o", pooled, "--size=16M",
+                 *given],
+                [moat(), "dt", "check", pooled, *given]):
+            done = run(command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        options = run([moat(), "dt", "qemu", pooled,
+                       f"--sockets={work.path}"]).stdout.split()
+        backends = []
+        for n, node in enumerate(nodes):
+            backends.append(stack.enter_context(StorageDaemon(
+                work / f"blk{n}", make_image(work / f"disk{n}", IMAGE))))
+            stack.enter_context(Guard(
+                work / f"moat{n}.sock", backends[n].socket_path,
+                options=["--share=direct", f"--dtb={pooled}",
+                         f"--device={node}"]))
+        guest = stack.enter_context(Guest(
+            [*plain, "-machine", "virt", *options, *kernel()],
+            "QEMU (arm64)"))
+        report = audit(guest.pid, *(b.pid for b in backends))
+        for n, name in enumerate(("vda", "vdb")):
+            use(guest, name, work / f"disk{n}")
+            own = objects(report, backends[n].pid)
+            assert list(own.values()) == [16 * MIB], own
 
 
 def scribble(backend, size, seed):
