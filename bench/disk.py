@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk on RAM, straight and behind a guard.
+"""A disk, straight and behind a guard.
 
-    driver ----------------> daemon -> file in /dev/shm
-    driver ----> guard ----> daemon -> file in /dev/shm
+    driver ----------------> daemon -> disk
+    driver ----> guard ----> daemon -> disk
 
-Paths that are compared are alike but for the guard: a daemon and a file of the
-same kind each, as an export serves one client at a time.  The driver is qemu-img
-bench (libblkio), or for the modes that share memory bench-blkdrv.
+Paths that are compared are alike but for the guard: the same disk, and a daemon
+of the same kind each, as an export serves one client at a time.
+
+The driver is qemu-img bench (libblkio) and the disk a file in /dev/shm; or for the
+modes that share memory bench-blkdrv and a disk that takes no time.  With a file one
+of two equal daemons can be faster than the other for seconds on end, and no
+difference of some hundredths be seen (docs/performance.md).
 """
 import dataclasses
 import json
@@ -91,11 +95,12 @@ def sleeps(pid):
 
 
 class BenchDaemon(StorageDaemon):
-    """Debian 12's daemon with io_uring: its fastest way to a file."""
+    """Debian 12's daemon with io_uring: its fastest way to a file, which others
+    may have open, too."""
 
     @staticmethod
     def command(*args, **kwargs):
-        return [word.replace("aio=threads", "aio=io_uring")
+        return [word.replace("aio=threads", "aio=io_uring,locking=off")
                 for word in StorageDaemon.command(*args, **kwargs)]
 
 
@@ -107,6 +112,19 @@ class NewBenchDaemon(NewStorageDaemon):
         return in_root(*BenchDaemon.command(*args, **kwargs))
 
 
+def null_disk(daemon):
+    """That daemon, with a disk of its own that takes no time; image is its size
+    in bytes."""
+    class NullDaemon(daemon):
+        @staticmethod
+        def command(socket_path, image, *args, **kwargs):
+            argv = daemon.command(socket_path, image, *args, **kwargs)
+            at = argv.index("--blockdev") + 1
+            argv[at] = f"driver=null-co,node-name=disk,size={image}"
+            return argv
+    return NullDaemon
+
+
 DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon}
 
 
@@ -114,13 +132,12 @@ class Path:
     """One way from a driver to a disk: .run() is one run of the driver, which
     is qemu-img."""
 
-    def __init__(self, stack, kind, size, options=None):
+    def __init__(self, stack, daemon, image, size, options=None):
         """options: of the guard; None: there is none."""
         work = stack.enter_context(Workdir("/dev/shm"))
-        image = fill(work / "disk", size)
         self.size = size
         self.guard = None
-        self.daemon = stack.enter_context(DAEMONS[kind](work / "disk.sock", image))
+        self.daemon = stack.enter_context(daemon(work / "disk.sock", image))
         self.socket_path = self.daemon.socket_path
         if options is not None:
             self.guard = stack.enter_context(
@@ -165,7 +182,7 @@ class NativePath(Path):
 
     def __init__(self, stack, kind, size, options=None, rings="pool"):
         """rings: where the driver has them, "pool" or "ram"."""
-        super().__init__(stack, kind, size, options)
+        super().__init__(stack, null_disk(DAEMONS[kind]), size, size, options)
         self.rings = rings
 
     def command(self, load, count):

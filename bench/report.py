@@ -44,7 +44,8 @@ def ways_table(rows, ours, theirs, aim_of):
         span = f"{d['ratio_min']:.2f}..{d['ratio_max']:.2f}"
         half = "{:.2f}..{:.2f}".format(*d["ratio_half"])
         half = f"{half:>13}" if native else ""
-        met = "" if aim is None else verdict(d["ratio"] >= aim)
+        seen = min(d["ratio"], d["latency"].get("median", d["ratio"]))
+        met = "" if aim is None else verdict(seen >= aim)
         late = ("" if not native else f"{d['latency']['median']:9.2f}"
                 f"{d['latency']['p99']:6.2f}")
         a, b = d["ours"]["cpu_us"], d["theirs"]["cpu_us"]
@@ -63,14 +64,15 @@ def disk_table(rows):
 
 
 def direct_table(rows):
-    print("\ndirect / unguarded disk, rings and buffers in the guest's pool: "
-          "throughput, and latencies\n(median and p99; 1.02: 2 % shorter)")
+    print("\ndirect / unguarded disk that takes no time, rings and buffers in the "
+          "guest's pool:\nthroughput, and latencies (median and p99; 1.02: 2 % "
+          "shorter; the aim is for throughput\nand median)")
     ways_table(rows, "direct", "straight", direct_aim)
 
 
 def hybrid_table(rows):
-    print("\nhybrid / bounce, buffers in the guest's pool; both are guarded "
-          "(bounce in brackets, where the\nguard took "
+    print("\nhybrid / bounce, a disk that takes no time, buffers in the guest's pool; "
+          "both are guarded\n(bounce in brackets, where the guard took "
           + ", ".join(f"{d['theirs']['cpu_us']['guard']:.1f}" for d in rows)
           + " us a request)")
     ways_table(rows, "hybrid", "bounce", no_aim)
@@ -125,9 +127,9 @@ PLOTS = {
     "disk": ("A disk behind the guard:",
              "throughput against the same disk unguarded", disk_aim),
     "direct": ("Rings and buffers in the guest's pool:",
-               "direct against unguarded", direct_aim),
+               "direct against unguarded, a disk that takes no time", direct_aim),
     "hybrid": ("Buffers in the guest's pool:",
-               "hybrid against bounce, both guarded", no_aim),
+               "hybrid against bounce, a disk that takes no time", no_aim),
 }
 
 
@@ -136,6 +138,8 @@ def table(results):
     print()
     if results["quick"]:
         print("QUICK RUN: it works; its figures mean nothing\n")
+    if results["control"]:
+        print("CONTROL: for 'direct' read 'unguarded once more'\n")
     for part, show in TABLES.items():
         if part in results:
             show(results[part])
