@@ -98,6 +98,7 @@ def test_what_the_backend_never_took_is_served_after_a_restart(make_scene,
     queue = vmm.queues[0]
     queue.echo()
     scene.device.on_kick = lambda session, vring: None
+    scene.device.run(lambda: None)  # a kick is not being served any more
     data = os.urandom(64)
     src, dst = queue.ram.alloc(64), queue.ram.alloc(64)
     queue.ram.write(src, data)
@@ -249,6 +250,7 @@ def packed(make_scene, sanitized):
 
         scene.device.good_request = scene.device.on_request
         scene.device.on_request = on_request
+        scene.device.run(lambda: None)
         vmm.served = scene.device.served
 
     def taken():
@@ -338,6 +340,7 @@ def test_used_descriptor_that_lies_breaks_its_queue_only(
     mark = len(scene.guard.lines)
     scene.device.on_kick = lambda s, v: (
         lie(s, v) if v.index == 0 else s.process(v))
+    scene.device.run(lambda: None)
     src, dst = good_chain(bad)
     bad.ring.add([(src, 64, 0), (dst, 64, WRITE)])
     bad.publish()
