@@ -332,7 +332,7 @@ int moat_relayed_stop(struct moat_vring_ctl *v)
 			 "backend",
 			 v->index, lost);
 	log_debug(s->log,
-		  "queue %u: stopped at base %u; %llu requests, %llu bytes "
+		  "queue %u: stopped at base 0x%x; %llu requests, %llu bytes "
 		  "bounced, %llu waits, pool high water %u KiB",
 		  v->index, v->base, (unsigned long long)q->stats.requests,
 		  (unsigned long long)q->dma.bytes_bounced,

@@ -188,8 +188,9 @@ int moat_vring_start(struct moat_vring_ctl *v)
 	if (ret)
 		return ret;
 	v->started = true;
-	log_debug(s->log, "queue %u: started %s, size %u, base %u%s", v->index,
-		  v->direct ? "direct" : "relayed", v->num, v->base,
+	log_debug(s->log, "queue %u: started %s, %s, size %u, base 0x%x%s",
+		  v->index, v->direct ? "direct" : "relayed",
+		  front.packed ? "packed" : "split", v->num, v->base,
 		  v->enabled ? "" : ", disabled");
 	return 0;
 }

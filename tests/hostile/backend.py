@@ -12,6 +12,7 @@ import selectors
 import socket
 import threading
 
+import packed_ring
 import split_ring
 import vhost_user as vu
 from vhost_user import Feature, Protocol, Request, mask
@@ -241,10 +242,13 @@ class Session:
         def area(address, length):
             return vu.lookup(self.mem, address, length, user=True)
 
-        vring.ring = split_ring.DeviceRing(
+        packed = self.features & mask(Feature.RING_PACKED)
+        make = (packed_ring if packed else split_ring).DeviceRing
+        vring.ring = make(
             num, area(desc, split_ring.desc_bytes(num)),
-            area(avail, split_ring.avail_bytes(num)),
-            area(used, split_ring.used_bytes(num)), self.translate,
+            area(avail, 4 if packed else split_ring.avail_bytes(num)),
+            area(used, 4 if packed else split_ring.used_bytes(num)),
+            self.translate,
             event_idx=bool(self.features & mask(Feature.EVENT_IDX)),
             indirect=bool(self.features & mask(Feature.INDIRECT_DESC)),
             base=vring.base)
@@ -252,7 +256,7 @@ class Session:
 
     def stop(self, vring):
         if vring.ring:
-            vring.base = vring.ring.last_avail
+            vring.base = vring.ring.position
             vring.ring = None
             self.events.append(f"stop {vring.index}")
         if vring.kick is not None:

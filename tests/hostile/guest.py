@@ -9,6 +9,7 @@ import os
 import random
 import socket
 
+import packed_ring
 import split_ring
 import vhost_user as vu
 from split_ring import INDIRECT, WRITE
@@ -163,17 +164,22 @@ class Queue:
         self.ram = ram = vmm.ram
         self.index = index
         self.num = num
-        self.base = base
+        self.packed = bool(vmm.features & mask(Feature.RING_PACKED))
+        if self.packed and not base:
+            base = packed_ring.START | packed_ring.START << 16
+        self.avail_bytes = 4 if self.packed else split_ring.avail_bytes(num)
+        self.used_bytes = 4 if self.packed else split_ring.used_bytes(num)
         self.desc_addr = ram.alloc(split_ring.desc_bytes(num), 16, bank)
-        self.avail_addr = ram.alloc(split_ring.avail_bytes(num), 2, bank)
-        self.used_addr = ram.alloc(split_ring.used_bytes(num), 4, bank)
+        self.avail_addr = ram.alloc(self.avail_bytes,
+                                    4 if self.packed else 2, bank)
+        self.used_addr = ram.alloc(self.used_bytes, 4, bank)
         if event_idx is None:
             event_idx = bool(vmm.features & mask(Feature.EVENT_IDX))
         # The driver's own areas are its to write; the used ring is written
         # by the device. Neither is compared.
         ram.device_may_write(self.desc_addr, split_ring.desc_bytes(num))
-        ram.device_may_write(self.avail_addr, split_ring.avail_bytes(num))
-        ram.device_may_write(self.used_addr, split_ring.used_bytes(num))
+        ram.device_may_write(self.avail_addr, self.avail_bytes)
+        ram.device_may_write(self.used_addr, self.used_bytes)
         self.event_idx = event_idx
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -183,10 +189,11 @@ class Queue:
     def make_ring(self, base):
         view = self.ram.view
         num = self.num
-        self.ring = split_ring.DriverRing(
+        make = (packed_ring if self.packed else split_ring).DriverRing
+        self.ring = make(
             num, view(self.desc_addr, split_ring.desc_bytes(num)),
-            view(self.avail_addr, split_ring.avail_bytes(num)),
-            view(self.used_addr, split_ring.used_bytes(num)),
+            view(self.avail_addr, self.avail_bytes),
+            view(self.used_addr, self.used_bytes),
             self.event_idx, base)
         self.base = base
 

@@ -250,6 +250,11 @@ class DeviceRing(RingView):
         self.told_used = self.next_used
         self.outstanding = {}
 
+    @property
+    def position(self):
+        """Where it stands, as vhost-user has it."""
+        return self.last_avail
+
     def walk(self, head):
         descs = []
         i = head

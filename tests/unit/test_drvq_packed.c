@@ -521,6 +521,31 @@ static void a_base_inside_a_list_says_nothing(void **state)
 	device_free(&d);
 }
 
+static void an_id_that_was_added_again_counts_once(void **state)
+{
+	static const struct moat_seg seg[2] = { { .len = 1 }, { .len = 1 } };
+	uint32_t cookie, len;
+	struct device d;
+
+	(void)state;
+	device_make(&d, 8, false, false);
+	moat_drvq_add(&d.q, seg, 2, 0, 0, NULL, 0);
+	moat_drvq_add(&d.q, seg, 1, 0, 1, NULL, 0);
+	moat_drvq_publish(&d.q);
+	/* The second comes back, and its id goes out once more. */
+	used(&d, 0, get16(d.ring.vring.desc + 16 * 2 + 12), 0);
+	assert_int_equal(moat_drvq_get(&d.q, &cookie, &len), 1);
+	moat_drvq_add(&d.q, seg, 1, 0, 2, NULL, 0);
+	moat_drvq_publish(&d.q);
+	assert_int_equal(get16(d.ring.vring.desc + 16 * 3 + 12),
+			 get16(d.ring.vring.desc + 16 * 2 + 12));
+	assert_int_equal(moat_drvq_untaken(&d.q, 0x8004), 0);
+	assert_int_equal(moat_drvq_untaken(&d.q, 0x8003), 1);
+	/* Not taken, by its word, though it gave it back. */
+	assert_int_equal(moat_drvq_untaken(&d.q, 0x8002), 1);
+	device_free(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -532,6 +557,7 @@ int main(void)
 		cmocka_unit_test(used_len_is_clamped_to_what_was_posted),
 		cmocka_unit_test(reserved_event_flags_break_the_queue),
 		cmocka_unit_test(a_base_inside_a_list_says_nothing),
+		cmocka_unit_test(an_id_that_was_added_again_counts_once),
 	};
 
 	return cmocka_run_group_tests_name("drvq_packed", tests, NULL, NULL);
