@@ -163,7 +163,7 @@ static int op_get_queue_num(void *dev, uint64_t *num)
 static int op_get_max_mem_slots(void *dev, uint64_t *num)
 {
 	(void)dev;
-	*num = MOAT_GUEST_REGIONS_MAX;
+	*num = MOAT_VU_MEMORY_MAX;
 	return 0;
 }
 
@@ -624,7 +624,7 @@ static int make_pool(struct moat_session *s)
 	}
 	moat_pool_init(&s->pool, slots, s->pool_bits);
 	s->runner.relay.dma = (struct moat_dma){
-		.guest = &s->mem.map,
+		.guest = &s->mem.mapped.map,
 		.pool = &s->pool,
 		.pool_host = s->pool_mem.host,
 		.pool_addr = MOAT_POOL_GUEST_ADDR,

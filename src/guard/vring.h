@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #include "guard/runner.h"
-#include "vu/proto.h"
+#include "vu/memory.h"
 
 struct moat_session;
 
@@ -41,11 +41,6 @@ struct moat_vring_ctl {
 	struct moat_run ring_run; /* the backend's ring, in the pool */
 	int back_call_fd;	  /* the backend calls us on it */
 	void *storage;
-};
-
-/** struct moat_ring_sizes - bytes of a ring's three parts */
-struct moat_ring_sizes {
-	uint32_t desc, avail, used;
 };
 
 /** moat_vring_sizes() - for its size and format (split or packed) */
