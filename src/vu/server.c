@@ -230,6 +230,32 @@ static int get_status(struct moat_vu_server *s, struct moat_vu_msg *m)
 	return OP(s, get_status, &m->u64);
 }
 
+static int inflight_check(struct moat_vu_server *s, const struct moat_vu_msg *m,
+			  int nfds)
+{
+	if ((m->size == MOAT_VU_INFLIGHT_SIZE ||
+	     m->size == sizeof(m->inflight)) &&
+	    m->nfds == nfds)
+		return 0;
+	log_err(s->log, "%s with %u bytes of payload and %d fds: refused",
+		moat_vu_request_name(m->request), m->size, m->nfds);
+	return -EINVAL;
+}
+
+static int get_inflight(struct moat_vu_server *s, struct moat_vu_msg *m)
+{
+	int ret = inflight_check(s, m, 0);
+
+	return ret ? ret : OP(s, get_inflight, &m->inflight, &s->reply_fd);
+}
+
+static int set_inflight(struct moat_vu_server *s, struct moat_vu_msg *m)
+{
+	int ret = inflight_check(s, m, 1);
+
+	return ret ? ret : OP(s, set_inflight, &m->inflight, &m->fds[0]);
+}
+
 #define F(bit) VHOST_USER_PROTOCOL_F_##bit
 #define U64 SIZE(u64)
 #define STATE SIZE(state)
@@ -272,6 +298,10 @@ static const struct handler handlers[VHOST_USER_REQUESTS] = {
 				    0 },
 	[VHOST_USER_SET_CONFIG] = { set_config, ANY, 0, REPLY_ACK, F(CONFIG),
 				    0 },
+	[VHOST_USER_GET_INFLIGHT_FD] = { get_inflight, ANY, 0, REPLY_MSG,
+					 F(INFLIGHT_SHMFD), 0 },
+	[VHOST_USER_SET_INFLIGHT_FD] = { set_inflight, ANY, 1, REPLY_ACK,
+					 F(INFLIGHT_SHMFD), 0 },
 	[VHOST_USER_RESET_DEVICE] = { reset, 0, 0, REPLY_ACK, F(RESET_DEVICE),
 				      0 },
 	[VHOST_USER_GET_MAX_MEM_SLOTS] = { get_max_mem_slots, 0, 0, REPLY_MSG,
@@ -292,6 +322,7 @@ void moat_vu_server_init(struct moat_vu_server *s, int fd,
 {
 	*s = (struct moat_vu_server){ .ops = ops, .dev = dev, .log = log };
 	moat_vu_conn_init(&s->conn, fd);
+	s->reply_fd = -1;
 }
 
 void moat_vu_server_close(struct moat_vu_server *s)
@@ -354,7 +385,8 @@ static int answer(struct moat_vu_server *s, const struct moat_vu_msg *m,
 		if (result)
 			return result;
 		ret = moat_vu_conn_send(&s->conn, m->request, MOAT_VU_F_REPLY,
-					m->bytes, m->size, NULL, 0);
+					m->bytes, m->size, &s->reply_fd,
+					s->reply_fd >= 0);
 	} else if (ack) {
 		ret = moat_vu_conn_send(&s->conn, m->request, MOAT_VU_F_REPLY,
 					&status, sizeof(status), NULL, 0);
@@ -382,6 +414,7 @@ int moat_vu_server_run(struct moat_vu_server *s)
 	if (m.request < VHOST_USER_REQUESTS)
 		h = &handlers[m.request];
 	ret = check(s, &m, h);
+	s->reply_fd = -1;
 	if (!ret)
 		ret = h->run(s, &m);
 	moat_vu_msg_close(&m);
