@@ -91,7 +91,8 @@ void moat_request_broken(struct moat_request *req, const char *why);
 size_t moat_iov_read(const struct iovec *iov, uint32_t n, uint64_t skip,
 		     void *dst, size_t len);
 
-/** moat_iov_write() - copy bytes to pieces of guest memory; as moat_iov_read() */
+/** moat_iov_write() - copy bytes to pieces of guest memory; as moat_iov_read()
+ */
 size_t moat_iov_write(const struct iovec *iov, uint32_t n, uint64_t skip,
 		      const void *src, size_t len);
 
@@ -153,16 +154,16 @@ struct moat_device_ops {
 enum moat_sandbox_level {
 	MOAT_SANDBOX_NONE,
 	MOAT_SANDBOX_SECCOMP, /* capabilities, privileges and system calls */
-	MOAT_SANDBOX_STRICT, /* and namespaces, Landlock, limits */
+	MOAT_SANDBOX_STRICT,  /* and namespaces, Landlock, limits */
 };
 
 /** struct moat_device_config - one device, set up by the program */
 struct moat_device_config {
 	const struct moat_device_ops *ops;
-	void *dev; /* handed to each op */
-	const char *name; /* of the program, for log lines */
+	void *dev;		     /* handed to each op */
+	const char *name;	     /* of the program, for log lines */
 	const char *const *syscalls; /* that the device needs; NULL ends it */
-	uint32_t max_queues; /* how many --num-queues may ask for */
+	uint32_t max_queues;	     /* how many --num-queues may ask for */
 	/* set by moat_device_argp(), from the command line */
 	const char *socket_path;
 	int fd; /* a connection, or -1 */

@@ -26,9 +26,9 @@ static bool take_token(struct moat_log *log, uint32_t *dropped)
 	n = (now - log->tokens_at_ns) / (MOAT_NS_PER_SEC / MOAT_LOG_PER_SEC);
 	if (n) {
 		log->tokens_at_ns = now;
-		log->tokens = n + log->tokens > MOAT_LOG_BURST ?
-				      MOAT_LOG_BURST :
-				      log->tokens + (uint32_t)n;
+		log->tokens = n + log->tokens > MOAT_LOG_BURST
+				      ? MOAT_LOG_BURST
+				      : log->tokens + (uint32_t)n;
 	}
 	ok = log->tokens != 0;
 	if (ok) {
@@ -62,8 +62,8 @@ void moat_log_va(struct moat_log *log, enum moat_log_level level,
 		n += snprintf(line + n, sizeof(line) - (size_t)n,
 			      "(%u lines left out) ", dropped);
 	m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
-	n = m < 0 || n + m > (int)sizeof(line) - 2 ? (int)sizeof(line) - 2 :
-						     n + m;
+	n = m < 0 || n + m > (int)sizeof(line) - 2 ? (int)sizeof(line) - 2
+						   : n + m;
 	line[n++] = '\n';
 	/* One write, so that lines of several processes do not mix. */
 	if (write(STDERR_FILENO, line, (size_t)n) < 0)

@@ -54,10 +54,9 @@ int moat_sandbox_syscalls(const struct moat_syscall *list)
 				       SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC,
 					       0));
 	if (!ret)
-		ret = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mprotect),
-				       1,
-				       SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC,
-					       0));
+		ret = seccomp_rule_add(
+			ctx, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
+			SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
 	for (; !ret && list->name; list++)
 		ret = allow(ctx, list);
 	if (!ret)

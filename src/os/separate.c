@@ -20,8 +20,9 @@
 #include "os/fd.h"
 #include "os/sandbox.h"
 
-#define NAMESPACES \
-	(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+#define NAMESPACES                                                  \
+	(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | \
+	 CLONE_NEWUTS)
 
 static int put(const char *path, const char *text)
 {
@@ -156,8 +157,8 @@ int moat_sandbox_supervise(pid_t child)
 	sigaddset(&set, SIGCHLD);
 	for (;;) {
 		if (waitpid(child, &status, WNOHANG) == child)
-			return WIFEXITED(status) ? WEXITSTATUS(status) :
-						   128 + WTERMSIG(status);
+			return WIFEXITED(status) ? WEXITSTATUS(status)
+						 : 128 + WTERMSIG(status);
 		sig = sigwaitinfo(&set, NULL);
 		if (sig > 0 && sig != SIGCHLD)
 			kill(child, sig);

@@ -31,7 +31,8 @@ void moat_vu_memory_init(struct moat_vu_memory *mem, struct moat_log *log);
 void moat_vu_memory_fini(struct moat_vu_memory *mem);
 
 /**
- * moat_vu_memory_map() - map @n regions in place of what @mem had (an empty one)
+ * moat_vu_memory_map() - map @n regions in place of what @mem had (an empty
+ * one)
  * @fds: one each; they stay the caller's
  *
  * Return: 0, or a negative errno, logged, with nothing mapped.
@@ -40,7 +41,8 @@ int moat_vu_memory_map(struct moat_vu_memory *mem,
 		       const struct moat_vu_mem_region *regions, uint32_t n,
 		       const int *fds);
 
-/** moat_vu_memory_replace() - @mem becomes what @with is, which is then empty */
+/** moat_vu_memory_replace() - @mem becomes what @with is, which is then empty
+ */
 void moat_vu_memory_replace(struct moat_vu_memory *mem,
 			    struct moat_vu_memory *with);
 

@@ -19,7 +19,7 @@ struct handler {
 	int size; /* of the payload; ANY: the handler checks */
 	int max_fds;
 	enum reply reply;
-	int needs; /* protocol feature bit, or ANY for none */
+	int needs;	     /* protocol feature bit, or ANY for none */
 	bool after_features; /* only once SET_FEATURES was accepted */
 };
 
@@ -90,7 +90,8 @@ static int set_mem_table(struct moat_vu_server *s, struct moat_vu_msg *m)
 	if (n > MOAT_VU_REGIONS_MAX || m->nfds != (int)n ||
 	    m->size < 8 + n * sizeof(m->table.regions[0])) {
 		log_err(s->log,
-			"SET_MEM_TABLE names %u regions in %u bytes with %d fds: "
+			"SET_MEM_TABLE names %u regions in %u bytes with %d "
+			"fds: "
 			"refused; at most %u regions, one fd each",
 			n, m->size, m->nfds, MOAT_VU_REGIONS_MAX);
 		return -EINVAL;
@@ -178,7 +179,8 @@ static int config_check(struct moat_vu_server *s, const struct moat_vu_msg *m)
 	const struct moat_vu_config *c = &m->config;
 
 	/* Each bound by itself, so that the sum can not wrap. */
-	if (m->size >= MOAT_VU_CONFIG_HEADER && c->offset <= MOAT_VU_CONFIG_MAX &&
+	if (m->size >= MOAT_VU_CONFIG_HEADER &&
+	    c->offset <= MOAT_VU_CONFIG_MAX &&
 	    c->size <= MOAT_VU_CONFIG_MAX - c->offset &&
 	    m->size == MOAT_VU_CONFIG_HEADER + c->size)
 		return 0;
@@ -343,7 +345,8 @@ static int check(struct moat_vu_server *s, const struct moat_vu_msg *m,
 	}
 	if (!h->run) {
 		log_err(s->log,
-			"message %u (%s) is not supported: refused; its feature "
+			"message %u (%s) is not supported: refused; its "
+			"feature "
 			"was not offered",
 			m->request, name);
 		return -EOPNOTSUPP;

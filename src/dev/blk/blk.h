@@ -19,7 +19,7 @@
 #include <moat/device.h>
 
 #define BLK_SECTOR 512u
-#define BLK_SEGMENTS 16u /* of one discard or write-zeroes request */
+#define BLK_SEGMENTS 16u  /* of one discard or write-zeroes request */
 #define BLK_SEG_MAX 1022u /* pieces of data; with header and status 1024 */
 #define BLK_RANGE_SECTORS (1u << 22) /* 2 GiB at a time */
 #define BLK_ZEROES 65536u /* bytes of zeroes that are written at a time */
@@ -28,20 +28,20 @@ enum blk_cache { BLK_NONE, BLK_WRITEBACK, BLK_WRITETHROUGH, BLK_DIRECTSYNC };
 
 /** struct blk_disk - what is served; fixed but for what says otherwise */
 struct blk_disk {
-	int fd; /* through the page cache */
-	int direct_fd; /* O_DIRECT, or -1 */
+	int fd;			       /* through the page cache */
+	int direct_fd;		       /* O_DIRECT, or -1 */
 	uint32_t mem_align, off_align; /* that O_DIRECT needs */
-	bool is_device; /* a block device */
-	bool in_memory; /* I/O never waits: it is done at once */
-	bool null; /* no file at all: for measuring */
+	bool is_device;		       /* a block device */
+	bool in_memory;		       /* I/O never waits: it is done at once */
+	bool null;		       /* no file at all: for measuring */
 	bool read_only;
 	bool can_discard, can_zero;
 	char serial[VIRTIO_BLK_ID_BYTES];
-	uint64_t capacity; /* sectors; atomic: workers look at it */
+	uint64_t capacity;  /* sectors; atomic: workers look at it */
 	bool write_through; /* atomic: as the driver chose */
-	bool wce_start; /* write cache as --cache= says */
-	uint64_t accepted; /* features */
-	int said; /* errno that was logged last, atomic */
+	bool wce_start;	    /* write cache as --cache= says */
+	uint64_t accepted;  /* features */
+	int said;	    /* errno that was logged last, atomic */
 	struct virtio_blk_config config;
 	const uint8_t *zeroes; /* BLK_ZEROES of them */
 	struct moat_log *log;
@@ -77,7 +77,7 @@ enum blk_step {
 	BLK_WRITE,
 	BLK_SYNC,
 	BLK_PUNCH, /* FALLOC_FL_PUNCH_HOLE */
-	BLK_ZERO, /* FALLOC_FL_ZERO_RANGE */
+	BLK_ZERO,  /* FALLOC_FL_ZERO_RANGE */
 };
 
 struct blk_range {
@@ -89,14 +89,14 @@ struct blk_range {
 struct blk_req {
 	struct moat_request *req;
 	struct blk_req *next; /* waits for room in the ring */
-	uint8_t *status; /* in guest memory */
-	uint32_t type; /* VIRTIO_BLK_T_... */
+	uint8_t *status;      /* in guest memory */
+	uint32_t type;	      /* VIRTIO_BLK_T_... */
 	enum blk_step step;
-	bool direct; /* through direct_fd */
-	bool durable; /* before it is done */
+	bool direct;	   /* through direct_fd */
+	bool durable;	   /* before it is done */
 	struct iovec *iov; /* what is left to be moved */
 	uint32_t niov;
-	uint64_t offset, len; /* bytes, of what is left */
+	uint64_t offset, len;	 /* bytes, of what is left */
 	uint32_t nranges, range; /* and the one at hand */
 	struct blk_range ranges[BLK_SEGMENTS];
 	struct iovec zeroes[BLK_SEGMENTS]; /* the range at hand, written */

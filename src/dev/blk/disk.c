@@ -116,21 +116,20 @@ static int open_file(struct blk_disk *d, const struct blk_options *opt)
 	struct stat st;
 	int ret;
 
-	d->fd = open(opt->path, (opt->read_only ? O_RDONLY : O_RDWR) |
-					O_CLOEXEC);
+	d->fd = open(opt->path,
+		     (opt->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 	if (d->fd < 0)
 		return say(d, opt->path, "can not be opened", errno);
 	if (fstat(d->fd, &st) || fstatfs(d->fd, &fs))
 		return say(d, opt->path, "can not be looked at", errno);
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-		return say(d, opt->path,
-			   "is neither a file nor a block device", EINVAL);
+		return say(d, opt->path, "is neither a file nor a block device",
+			   EINVAL);
 	d->is_device = S_ISBLK(st.st_mode);
 	ret = lock(d, opt->path);
 	if (ret)
 		return ret;
-	d->in_memory = !opt->async && !d->is_device &&
-		       fs.f_type == TMPFS_MAGIC;
+	d->in_memory = !opt->async && !d->is_device && fs.f_type == TMPFS_MAGIC;
 	if (!d->in_memory)
 		open_direct(d, opt);
 	d->can_discard = can(d, FALLOC_FL_PUNCH_HOLE);
@@ -151,15 +150,14 @@ static void make_config(struct blk_disk *d, const struct blk_options *opt)
 	unsigned int sector;
 
 	if (!block)
-		block = d->is_device && !ioctl(d->fd, BLKSSZGET, &sector) ?
-				sector :
-				BLK_SECTOR;
+		block = d->is_device && !ioctl(d->fd, BLKSSZGET, &sector)
+				? sector
+				: BLK_SECTOR;
 	c->seg_max = moat_le32(BLK_SEG_MAX);
 	c->blk_size = moat_le32(block);
 	/* Best in pages, whatever a block is. */
-	c->physical_block_exp = block < 4096 ?
-					(uint8_t)__builtin_ctz(4096 / block) :
-					0;
+	c->physical_block_exp =
+		block < 4096 ? (uint8_t)__builtin_ctz(4096 / block) : 0;
 	c->min_io_size = moat_le16((uint16_t)(block < 4096 ? 4096 / block : 1));
 	c->opt_io_size = moat_le32((1u << 20) / block);
 	c->wce = d->wce_start;

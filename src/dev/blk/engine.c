@@ -45,9 +45,9 @@ static int now(const struct blk_disk *d, const struct blk_req *r)
 	ssize_t n = -1;
 
 	if (d->null)
-		return r->step == BLK_READ || r->step == BLK_WRITE ?
-			       (int)(r->len < INT_MAX ? r->len : INT_MAX) :
-			       0;
+		return r->step == BLK_READ || r->step == BLK_WRITE
+			       ? (int)(r->len < INT_MAX ? r->len : INT_MAX)
+			       : 0;
 	switch (r->step) {
 	case BLK_READ:
 		n = preadv(fd, r->iov, (int)pieces(r), at);
@@ -87,16 +87,14 @@ static void prepare(struct io_uring_sqe *sqe, struct blk_req *r)
 		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
 		break;
 	case BLK_PUNCH:
-		io_uring_prep_fallocate(sqe, fd,
-					FALLOC_FL_PUNCH_HOLE |
-						FALLOC_FL_KEEP_SIZE,
-					(off_t)r->offset, (off_t)r->len);
+		io_uring_prep_fallocate(
+			sqe, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			(off_t)r->offset, (off_t)r->len);
 		break;
 	case BLK_ZERO:
-		io_uring_prep_fallocate(sqe, fd,
-					FALLOC_FL_ZERO_RANGE |
-						FALLOC_FL_KEEP_SIZE,
-					(off_t)r->offset, (off_t)r->len);
+		io_uring_prep_fallocate(
+			sqe, fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+			(off_t)r->offset, (off_t)r->len);
 		break;
 	}
 	io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
@@ -176,9 +174,9 @@ bool blk_worker_poll(void *dev, void *worker)
 static int ring_register(struct io_uring *ring, unsigned int what, void *arg,
 			 unsigned int n)
 {
-	return syscall(SYS_io_uring_register, ring->ring_fd, what, arg, n) ?
-		       -errno :
-		       0;
+	return syscall(SYS_io_uring_register, ring->ring_fd, what, arg, n)
+		       ? -errno
+		       : 0;
 }
 
 /* Only what is used: io_uring passes by the system call filter. */

@@ -156,8 +156,8 @@ static void reload(void *dev, struct moat_device *device)
 
 /* Beside the harness's: what engine.c and disk.c do once all is open. */
 static const char *const syscalls[] = {
-	"io_uring_enter", "preadv",    "pwritev", "fdatasync",
-	"fallocate",	  "ioctl", "lseek",   NULL,
+	"io_uring_enter", "preadv", "pwritev", "fdatasync",
+	"fallocate",	  "ioctl",  "lseek",   NULL,
 };
 
 static const struct moat_device_ops ops = {

@@ -163,9 +163,9 @@ static bool take_range(struct blk_disk *d, struct blk_req *r,
 {
 	uint64_t sector = moat_le64(s->sector), n = moat_le32(s->num_sectors);
 	uint32_t flags = moat_le32(s->flags);
-	uint32_t known = r->type == VIRTIO_BLK_T_WRITE_ZEROES ?
-				 VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP :
-				 0;
+	uint32_t known = r->type == VIRTIO_BLK_T_WRITE_ZEROES
+				 ? VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+				 : 0;
 
 	/* virtio 1.4, 5.2.6.2: unknown flags, and unmap in a discard. */
 	if (flags & ~known)
@@ -259,7 +259,8 @@ bool blk_plan(struct blk_disk *d, struct moat_request *req)
 	    HEADER) {
 		moat_iov_zero(req->writable, req->nwritable, 0,
 			      (size_t)req->write_len);
-		return refuse(d, r, "a header that is too short", req->read_len);
+		return refuse(d, r, "a header that is too short",
+			      req->read_len);
 	}
 	r->type = moat_le32(h.type);
 	if (r->type != VIRTIO_BLK_T_IN && req->write_len > 1)
@@ -276,8 +277,8 @@ bool blk_plan(struct blk_disk *d, struct moat_request *req)
 static bool fail(struct blk_disk *d, struct blk_req *r, int err)
 {
 	static const char *const names[] = {
-		[BLK_READ] = "read",	  [BLK_WRITE] = "write",
-		[BLK_SYNC] = "flush",	  [BLK_PUNCH] = "discard",
+		[BLK_READ] = "read",	     [BLK_WRITE] = "write",
+		[BLK_SYNC] = "flush",	     [BLK_PUNCH] = "discard",
 		[BLK_ZERO] = "write zeroes",
 	};
 
@@ -287,8 +288,8 @@ static bool fail(struct blk_disk *d, struct blk_req *r, int err)
 			"%s of %" PRIu64 " bytes at %" PRIu64 " fails: %s; the "
 			"guest gets I/O errors until that is mended",
 			names[r->step], r->len, r->offset,
-			err == ENODATA ? "the file is shorter than the disk" :
-					 strerror(err));
+			err == ENODATA ? "the file is shorter than the disk"
+				       : strerror(err));
 	if (r->step == BLK_READ)
 		moat_iov_zero(r->iov, r->niov, 0, (size_t)r->len);
 	return done(r, VIRTIO_BLK_S_IOERR);

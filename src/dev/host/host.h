@@ -78,8 +78,8 @@ struct moat_device {
 	uint64_t accepted;
 	uint64_t status;
 	bool config_changed; /* not told yet */
-	bool over; /* the session is */
-	int end; /* why: 0 or a negative errno */
+	bool over;	     /* the session is */
+	int end;	     /* why: 0 or a negative errno */
 
 	/* a queue broke; written by workers, with an eventfd to wake us */
 	bool broken;

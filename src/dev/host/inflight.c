@@ -86,8 +86,8 @@ int moat_inflight_make(struct moat_inflight *f, struct moat_vu_inflight *want)
 		return -errno;
 	want->mmap_size = size;
 	want->mmap_offset = 0;
-	ret = ftruncate(fd, (off_t)size) ? -errno :
-					   moat_inflight_adopt(f, want, fd);
+	ret = ftruncate(fd, (off_t)size) ? -errno
+					 : moat_inflight_adopt(f, want, fd);
 	if (ret)
 		moat_fd_close(&fd);
 	else
@@ -155,9 +155,8 @@ static int collect(struct moat_inflight_queue *q, uint16_t *heads)
 		return -ENOMEM;
 	for (uint32_t h = 0; h < q->num; h++)
 		if (is_inflight(q, (uint16_t)h))
-			all[n++] = (struct begun){
-				counter_of(q, (uint16_t)h), (uint16_t)h
-			};
+			all[n++] = (struct begun){ counter_of(q, (uint16_t)h),
+						   (uint16_t)h };
 	qsort(all, (size_t)n, sizeof(*all), by_counter);
 	for (int i = 0; i < n; i++)
 		heads[i] = all[i].head;

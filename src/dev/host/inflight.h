@@ -29,7 +29,8 @@ struct moat_inflight {
 	int fd; /* of one that was made here, else -1 */
 };
 
-/** struct moat_inflight_queue - one queue's record; private copy of its state */
+/** struct moat_inflight_queue - one queue's record; private copy of its state
+ */
 struct moat_inflight_queue {
 	uint8_t *record; /* NULL: not tracked */
 	uint16_t num;
@@ -48,8 +49,7 @@ void moat_inflight_fini(struct moat_inflight *f);
  *
  * Return: 0 with @f->fd set, or a negative errno.
  */
-int moat_inflight_make(struct moat_inflight *f,
-		       struct moat_vu_inflight *want);
+int moat_inflight_make(struct moat_inflight *f, struct moat_vu_inflight *want);
 
 /** moat_inflight_adopt() - map the front-end's (SET_INFLIGHT_FD) */
 int moat_inflight_adopt(struct moat_inflight *f,

@@ -8,7 +8,7 @@
 #include "os/fd.h"
 
 #define BUDGET 64u /* requests of one queue in one turn */
-#define BATCH 16u /* done in one turn before the driver may see them */
+#define BATCH 16u  /* done in one turn before the driver may see them */
 
 #define U(x) ((unsigned long long)(x))
 
@@ -118,7 +118,7 @@ static void say_broken(struct moat_queue *q)
 		log_err(d->log, "queue %u %s", q->index, q->broken_why);
 	else
 		log_err(d->log,
-			"queue %u is broken: %s (0x%llx, limit 0x%llx); %s",
+			"queue %u broken: %s (value 0x%llx, limit 0x%llx); %s",
 			q->index, moat_fault_text(f->code), U(f->value),
 			U(f->limit), moat_fault_cure(f->code));
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
@@ -210,8 +210,8 @@ static int queue_alloc(struct moat_queue *q)
 	size_t data = q->device->config->ops->request_size;
 	size_t align = _Alignof(max_align_t);
 
-	q->slot_size = (sizeof(struct moat_slot) + data + align - 1) / align *
-		       align;
+	q->slot_size =
+		(sizeof(struct moat_slot) + data + align - 1) / align * align;
 	q->slots = calloc(q->num, q->slot_size);
 	q->storage = calloc(1, moat_devq_storage(q->num));
 	q->pushed = calloc(q->num, sizeof(*q->pushed));
@@ -340,8 +340,8 @@ int moat_queue_remap(struct moat_queue *q, struct moat_vu_memory *mem)
 	if (!ret)
 		q->devq.ring = ring;
 	else
-		moat_fault_set(&q->devq.fault, MOAT_FAULT_ADDRESS,
-			       q->addr.used, 0);
+		moat_fault_set(&q->devq.fault, MOAT_FAULT_ADDRESS, q->addr.used,
+			       0);
 	return ret;
 }
 

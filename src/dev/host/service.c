@@ -36,12 +36,38 @@ struct service {
  */
 /* clang-format off: one a line would be a page */
 static const char *const syscalls[] = {
-	"read", "write", "recvmsg", "sendmsg", "poll", "ppoll", "epoll_wait",
-	"epoll_pwait", "epoll_ctl", "close", "fcntl", "accept4",
-	"memfd_create", "ftruncate", "fstat", "newfstatat", "munmap",
-	"madvise", "mremap", "brk", "futex", "clock_gettime",
-	"rt_sigprocmask", "rt_sigreturn", "restart_syscall", "sched_yield",
-	"getpid", "gettid", "unlink", "exit", "exit_group", NULL,
+	"read",
+	"write",
+	"recvmsg",
+	"sendmsg",
+	"poll",
+	"ppoll",
+	"epoll_wait",
+	"epoll_pwait",
+	"epoll_ctl",
+	"close",
+	"fcntl",
+	"accept4",
+	"memfd_create",
+	"ftruncate",
+	"fstat",
+	"newfstatat",
+	"munmap",
+	"madvise",
+	"mremap",
+	"brk",
+	"futex",
+	"clock_gettime",
+	"rt_sigprocmask",
+	"rt_sigreturn",
+	"restart_syscall",
+	"sched_yield",
+	"getpid",
+	"gettid",
+	"unlink",
+	"exit",
+	"exit_group",
+	NULL,
 };
 /* clang-format on */
 
@@ -113,9 +139,9 @@ static int listen_for_vmm(struct service *v)
 		return 0;
 	log_err(c->log, "can not listen on %s: %s%s", c->socket_path,
 		strerror(-v->listen_fd),
-		v->listen_fd == -EADDRINUSE ?
-			"; another process does, or it is no socket" :
-			"");
+		v->listen_fd == -EADDRINUSE
+			? "; another process does, or it is no socket"
+			: "");
 	return v->listen_fd;
 }
 
@@ -205,8 +231,8 @@ static int one_vmm(struct service *v)
 	int ret;
 
 	if (v->listen_fd >= 0) {
-		v->listen_src = (struct moat_source){ v->listen_fd, on_listen,
-						      v };
+		v->listen_src =
+			(struct moat_source){ v->listen_fd, on_listen, v };
 		moat_loop_watch(&d->loop, &v->listen_src, false);
 	}
 	while (!v->stopping && v->vmm_fd < 0)
@@ -282,8 +308,7 @@ int moat_device_serve(const struct moat_device_config *c)
 		ret = run(v, &signals);
 	}
 	/* In an empty root this is in vain: the parent does it. */
-	if (v->listen_fd >= 0 &&
-	    (child || c->sandbox != MOAT_SANDBOX_STRICT))
+	if (v->listen_fd >= 0 && (child || c->sandbox != MOAT_SANDBOX_STRICT))
 		unlink(c->socket_path);
 	free(v);
 	return ret;

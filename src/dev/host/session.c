@@ -12,14 +12,14 @@
 
 #define U(x) ((unsigned long long)(x))
 
-#define RING_FEATURES                                                    \
-	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) |   \
-	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |                              \
+#define RING_FEATURES                                                  \
+	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
+	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |                            \
 	 MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES))
 
 #define P(bit) MOAT_BIT(VHOST_USER_PROTOCOL_F_##bit)
-#define PROTOCOL_FEATURES                                             \
-	(P(MQ) | P(REPLY_ACK) | P(BACKEND_REQ) | P(CONFIG) |          \
+#define PROTOCOL_FEATURES                                               \
+	(P(MQ) | P(REPLY_ACK) | P(BACKEND_REQ) | P(CONFIG) |            \
 	 P(INFLIGHT_SHMFD) | P(RESET_DEVICE) | P(CONFIGURE_MEM_SLOTS) | \
 	 P(STATUS))
 
@@ -347,8 +347,8 @@ static int op_get_inflight(void *dev, struct moat_vu_inflight *inflight,
 			   int *fd)
 {
 	struct moat_device *d = dev;
-	int ret = any_started(d) ? -EBUSY :
-				   moat_inflight_make(&d->inflight, inflight);
+	int ret = any_started(d) ? -EBUSY
+				 : moat_inflight_make(&d->inflight, inflight);
 
 	if (ret)
 		log_err(d->log,
@@ -363,9 +363,9 @@ static int op_set_inflight(void *dev, const struct moat_vu_inflight *inflight,
 			   int *fd)
 {
 	struct moat_device *d = dev;
-	int ret = any_started(d) ?
-			  -EBUSY :
-			  moat_inflight_adopt(&d->inflight, inflight, *fd);
+	int ret = any_started(d)
+			  ? -EBUSY
+			  : moat_inflight_adopt(&d->inflight, inflight, *fd);
 
 	if (ret)
 		log_err(d->log,
@@ -475,9 +475,8 @@ static void tell_config(struct moat_device *d)
 	if (!d->config_changed || d->channel.fd < 0 || !any_started(d))
 		return;
 	d->config_changed = false;
-	if (moat_vu_conn_send(&d->channel,
-			      VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, 0, NULL, 0,
-			      NULL, 0)) {
+	if (moat_vu_conn_send(&d->channel, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
+			      0, NULL, 0, NULL, 0)) {
 		log_warn(d->log, "front-end does not take config changes");
 		moat_vu_conn_close(&d->channel);
 	}

@@ -12,9 +12,9 @@
 #define LOOKS 32u /* before others may have the processor */
 
 /* The worker's queues are each nworkers-th of the device's. */
-#define for_each_queue(w, q)                                               \
-	for (struct moat_queue *q = &(w)->device->queues[(w)->index];      \
-	     q < (w)->device->queues + (w)->device->config->num_queues;    \
+#define for_each_queue(w, q)                                            \
+	for (struct moat_queue *q = &(w)->device->queues[(w)->index];   \
+	     q < (w)->device->queues + (w)->device->config->num_queues; \
 	     q += (w)->device->nworkers)
 
 static struct moat_command *pending_command(struct moat_worker *w)
@@ -27,21 +27,32 @@ static bool concerns(const struct moat_command *c, const struct moat_queue *q)
 	return c && c->quiet && (!c->queue || c->queue == q);
 }
 
-static void run_command(struct moat_worker *w)
+/* A command that can be run now. */
+static bool command_ready(struct moat_worker *w)
 {
 	struct moat_command *c = pending_command(w);
 
 	if (!c)
-		return;
-	for_each_queue(w, q)
-		if (q->running && concerns(c, q) && q->outstanding)
-			return;
+		return false;
+	for_each_queue(w, q) if (q->running && concerns(c, q) &&
+				 q->outstanding) return false;
+	return true;
+}
+
+/* True if one was run: it may have changed anything. */
+static bool run_command(struct moat_worker *w)
+{
+	struct moat_command *c = pending_command(w);
+
+	if (!command_ready(w))
+		return false;
 	c->ret = c->run(c->queue, c->arg);
 	pthread_mutex_lock(&w->lock);
 	c->done = true;
 	__atomic_store_n(&w->command, NULL, __ATOMIC_RELEASE);
 	pthread_cond_signal(&w->answered);
 	pthread_mutex_unlock(&w->lock);
+	return true;
 }
 
 int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
@@ -64,23 +75,20 @@ static bool poll_device(struct moat_worker *w)
 {
 	const struct moat_device_config *c = w->device->config;
 
-	return c->ops->worker_poll && c->ops->worker_poll(c->dev, w->context);
+	return w->begun && c->ops->worker_poll &&
+	       c->ops->worker_poll(c->dev, w->context);
 }
 
 /* One turn; false if nothing was to be done. */
 static bool turn(struct moat_worker *w)
 {
-	bool busy = false;
+	bool busy = run_command(w);
 
-	run_command(w);
-	for_each_queue(w, q)
-		if (q->running && q->serving &&
-		    !concerns(pending_command(w), q))
-			busy |= moat_queue_serve(q);
+	for_each_queue(w, q) if (q->running && q->serving &&
+				 !concerns(pending_command(w), q)) busy |=
+		moat_queue_serve(q);
 	busy |= poll_device(w);
-	for_each_queue(w, q)
-		if (q->running)
-			busy |= moat_queue_publish(q);
+	for_each_queue(w, q) if (q->running) busy |= moat_queue_publish(q);
 	return busy;
 }
 
@@ -88,24 +96,10 @@ static bool any_pending(struct moat_worker *w)
 {
 	struct moat_command *c = pending_command(w);
 
-	for_each_queue(w, q)
-		if (q->running && q->serving && !q->said_broken &&
-		    !concerns(c, q) && moat_devq_pending(&q->devq))
-			return true;
+	for_each_queue(w, q) if (q->running && q->serving && !q->said_broken &&
+				 !concerns(c, q) &&
+				 moat_devq_pending(&q->devq)) return true;
 	return false;
-}
-
-/* A command that can be run now. */
-static bool command_ready(struct moat_worker *w)
-{
-	struct moat_command *c = pending_command(w);
-
-	if (!c)
-		return false;
-	for_each_queue(w, q)
-		if (q->running && concerns(c, q) && q->outstanding)
-			return false;
-	return true;
 }
 
 /*
@@ -137,20 +131,17 @@ static bool go_idle(struct moat_worker *w)
 {
 	bool idle = true;
 
-	for_each_queue(w, q)
-		if (q->running && q->serving && !q->said_broken &&
-		    moat_devq_notify_on(&q->devq) &&
-		    !concerns(pending_command(w), q))
-			idle = false;
+	for_each_queue(w, q) if (q->running && q->serving && !q->said_broken &&
+				 moat_devq_notify_on(&q->devq) &&
+				 !concerns(pending_command(w), q)) idle = false;
 	return idle && !command_ready(w) && !poll_device(w);
 }
 
 static void wake_up(struct moat_worker *w)
 {
 	moat_window_woken(&w->window);
-	for_each_queue(w, q)
-		if (q->running && q->serving)
-			moat_devq_notify_off(&q->devq);
+	for_each_queue(w, q) if (q->running && q->serving)
+		moat_devq_notify_off(&q->devq);
 }
 
 static void serve(struct moat_worker *w)
@@ -182,6 +173,7 @@ static int begin(struct moat_queue *q, void *arg)
 		ret = c->ops->worker_start(c->dev, &w->context, &w->done.fd);
 	if (!ret && w->done.fd >= 0)
 		ret = moat_loop_watch(&w->loop, &w->done, false);
+	w->begun = !ret;
 	return ret;
 }
 
@@ -191,7 +183,7 @@ static void *thread(void *arg)
 	const struct moat_device_config *c = w->device->config;
 
 	serve(w);
-	if (w->context && c->ops->worker_stop)
+	if (w->begun && c->ops->worker_stop)
 		c->ops->worker_stop(c->dev, w->context);
 	return NULL;
 }
@@ -223,7 +215,8 @@ int moat_worker_start(struct moat_device *d, uint32_t index,
 	pthread_cond_init(&w->answered, NULL);
 	moat_window_init(&w->window, d->config->poll_us);
 	moat_memmap_init(&w->map, w->regions, MOAT_VU_MEMORY_MAX);
-	for_each_queue(w, q) {
+	for_each_queue(w, q)
+	{
 		q->worker = w;
 		q->kick = (struct moat_source){ -1, on_event, q };
 	}
@@ -275,9 +268,8 @@ static int adopt(struct moat_queue *unused, void *arg)
 	       a->mem->map.n * sizeof(*w->regions));
 	w->map.n = a->mem->map.n;
 	w->map.last = 0;
-	for_each_queue(w, q)
-		if (q->running && moat_queue_remap(q, a->mem))
-			ret = -EFAULT;
+	for_each_queue(w, q) if (q->running && moat_queue_remap(q, a->mem))
+		ret = -EFAULT;
 	return ret;
 }
 

@@ -34,7 +34,8 @@ struct moat_worker {
 	struct moat_loop loop;
 	struct moat_source wake; /* an eventfd: there is a command */
 	struct moat_source done; /* the device's fd */
-	void *context; /* the device's */
+	void *context;		 /* the device's */
+	bool begun;		 /* the device has set it */
 	struct moat_window window;
 	/* its own copy of guest memory: lookups keep state */
 	struct moat_memmap map;
