@@ -20,9 +20,8 @@
 #include "os/fd.h"
 #include "os/sandbox.h"
 
-#define NAMESPACES                                                  \
-	(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | \
-	 CLONE_NEWUTS)
+#define NAMESPACES \
+	(CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
 
 static int put(const char *path, const char *text)
 {
@@ -78,12 +77,16 @@ static int new_namespaces(struct moat_log *log)
 	return ret;
 }
 
-/* An empty root: what is mounted over /proc becomes /, the rest goes. */
+/*
+ * An empty root: what is mounted over /proc becomes /, the rest goes. In a
+ * mount namespace of the child's alone: the parent has files to remove.
+ */
 static int empty_root(void)
 {
 	unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	if (unshare(CLONE_NEWNS) ||
+	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
 	    mount("tmpfs", "/proc", "tmpfs", flags, "size=4k,mode=555") ||
 	    chdir("/proc") || syscall(SYS_pivot_root, ".", ".") ||
 	    umount2(".", MNT_DETACH) || chdir("/") ||
