@@ -10,7 +10,7 @@ set -eu
 here=$(dirname "$(readlink -f "$0")")
 
 build="build-essential meson ninja-build pkg-config libseccomp-dev libfdt-dev
-	libcairo2-dev libjson-c-dev libcmocka-dev python3"
+	libcairo2-dev libjson-c-dev libcmocka-dev liburing-dev python3"
 uml="user-mode-linux qemu-system-common busybox-static e2fsprogs"
 
 packages=

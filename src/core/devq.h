@@ -148,6 +148,18 @@ static inline void moat_devq_take(struct moat_devq *q, uint16_t head)
 }
 
 /**
+ * moat_devq_resume() - take a request that was under way before a restart
+ * @head: as in-flight records name it; from memory that a peer can write
+ * @chain: filled in
+ *
+ * The avail ring does not name it any more; the request is outstanding after.
+ *
+ * Return: 0, or -1 if the queue is broken (@head is no such request).
+ */
+int moat_devq_resume(struct moat_devq *q, struct moat_memmap *map,
+		     uint16_t head, struct moat_chain *chain);
+
+/**
  * moat_devq_rewind() - put the last requests taken back into the ring
  * @n: how many at most
  *

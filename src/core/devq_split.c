@@ -35,6 +35,20 @@ static bool refresh(struct moat_devq *q)
 	return n != 0;
 }
 
+/* The chain of a head that is to be taken; 0, or -1 with the queue broken. */
+static int walk_head(struct moat_devq *q, struct moat_memmap *map,
+		     uint16_t head, struct moat_chain *chain)
+{
+	if (head >= q->ring.num)
+		return moat_fault_set(&q->fault, MOAT_FAULT_HEAD_RANGE, head,
+				      q->ring.num - 1u);
+	if (is_outstanding(q, head))
+		return moat_fault_set(&q->fault, MOAT_FAULT_HEAD_TWICE, head,
+				      0);
+	return moat_chain_walk(map, &q->ring, head, q->indirect, chain,
+			       &q->fault);
+}
+
 int moat_devq_split_peek(struct moat_devq *q, struct moat_memmap *map,
 			 struct moat_chain *chain)
 {
@@ -44,15 +58,17 @@ int moat_devq_split_peek(struct moat_devq *q, struct moat_memmap *map,
 		return q->fault.code ? -1 : 0;
 	head = moat_shm_load16(moat_avail_ring(
 		&q->ring, q->avail_next & (uint16_t)(q->ring.num - 1)));
-	if (head >= q->ring.num)
-		return moat_fault_set(&q->fault, MOAT_FAULT_HEAD_RANGE, head,
-				      q->ring.num - 1u);
-	if (is_outstanding(q, head))
-		return moat_fault_set(&q->fault, MOAT_FAULT_HEAD_TWICE, head,
-				      0);
-	if (moat_chain_walk(map, &q->ring, head, q->indirect, chain, &q->fault))
+	return walk_head(q, map, head, chain) ? -1 : 1;
+}
+
+int moat_devq_resume(struct moat_devq *q, struct moat_memmap *map,
+		     uint16_t head, struct moat_chain *chain)
+{
+	/* In-flight records of a packed ring name buffer ids, not heads. */
+	if (q->fault.code || q->ring.packed || walk_head(q, map, head, chain))
 		return -1;
-	return 1;
+	set_outstanding(q, head, true);
+	return 0;
 }
 
 void moat_devq_split_take(struct moat_devq *q, uint16_t head)

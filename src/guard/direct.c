@@ -12,7 +12,8 @@ static bool find_shared(const struct moat_vring_ctl *v,
 {
 	const struct moat_session *s = v->session;
 	const struct moat_shareset *set = &s->mem.share;
-	struct moat_ring_sizes sizes = moat_vring_sizes(v);
+	bool packed = s->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
+	struct moat_ring_sizes sizes = moat_ring_sizes(v->num, packed);
 
 	*addr = (struct moat_vu_vring_addr){
 		.index = v->index,

@@ -9,20 +9,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "core/memmap.h"
 #include "guard/shareset.h"
 #include "os/log.h"
-#include "vu/proto.h"
-
-/* Regions that a VMM may add; each costs a mapping here. */
-#define MOAT_GUEST_REGIONS_MAX 509u
+#include "vu/memory.h"
 
 struct moat_guest_mem {
-	struct moat_memmap map;
-	struct moat_region regions[MOAT_GUEST_REGIONS_MAX];
+	struct moat_vu_memory mapped;
 	struct moat_shareset share;
 	bool share_changed; /* since the backend was last told */
-	struct moat_log *log;
 };
 
 /** moat_guest_mem_init() - no memory yet; the arguments as in shareset.h */

@@ -130,7 +130,7 @@ static int op_get_queue_num(void *dev, uint64_t *num)
 static int op_get_max_mem_slots(void *dev, uint64_t *num)
 {
 	(void)dev;
-	*num = MOAT_GUEST_REGIONS_MAX;
+	*num = MOAT_VU_MEMORY_MAX;
 	return 0;
 }
 

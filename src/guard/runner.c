@@ -2,42 +2,19 @@
 #include <sched.h>
 
 #include "guard/runner.h"
-#include "os/clock.h"
 #include "os/fd.h"
 
 #define BUDGET 64u /* requests of one queue, each way, in one round */
 #define ROUNDS 16u /* between two looks at the control plane */
 #define QUIET_ROUNDS 128u /* without work, before a queue goes idle alone */
-#define WINDOW_MIN_NS 4000u
 #define LOOKS 32u /* at the rings, before others may have the processor */
 
 void moat_runner_init(struct moat_runner *r, struct moat_loop *loop,
 		      uint32_t poll_us)
 {
 	r->loop = loop;
-	r->poll_max_ns = (uint64_t)poll_us * 1000;
 	r->active = r->starved = NULL;
-	r->window_ns = 0;
-	r->idle_since_ns = moat_now_ns();
-}
-
-/* The first queue to wake up tells whether polling longer would have paid. */
-static void adapt(struct moat_runner *r)
-{
-	uint64_t idle;
-
-	if (!r->poll_max_ns)
-		return;
-	idle = moat_now_ns() - r->idle_since_ns;
-	if (idle > r->poll_max_ns) {
-		r->window_ns /= 2;
-		if (r->window_ns < WINDOW_MIN_NS)
-			r->window_ns = 0;
-	} else {
-		r->window_ns = r->window_ns ? r->window_ns * 2 : WINDOW_MIN_NS;
-		if (r->window_ns > r->poll_max_ns)
-			r->window_ns = r->poll_max_ns;
-	}
+	moat_window_init(&r->window, poll_us);
 }
 
 void moat_runner_wake(struct moat_runner *r, struct moat_runner_queue *q)
@@ -45,7 +22,8 @@ void moat_runner_wake(struct moat_runner *r, struct moat_runner_queue *q)
 	if (q->active)
 		return;
 	if (!r->active) {
-		adapt(r);
+		/* The first queue to wake up tells. */
+		moat_window_woken(&r->window);
 		moat_alarm_on(r->alarm);
 	}
 	q->active = true;
@@ -219,9 +197,9 @@ static bool poll_for_work(const struct moat_runner *r)
 {
 	uint64_t end;
 
-	if (!r->window_ns)
+	if (!r->window.ns)
 		return false;
-	end = moat_now_ns() + r->window_ns;
+	end = moat_now_ns() + r->window.ns;
 	for (;;) {
 		for (unsigned int i = 0; i < LOOKS; i++) {
 			if (any_pending(r))
@@ -246,7 +224,7 @@ static void go_idle(struct moat_runner *r)
 			p = &(*p)->next_active;
 	}
 	if (!r->active) {
-		r->idle_since_ns = moat_now_ns();
+		moat_window_idle(&r->window);
 		moat_alarm_off(r->alarm);
 	}
 }

@@ -20,6 +20,7 @@
 
 #include "os/alarm.h"
 #include "os/loop.h"
+#include "os/window.h"
 #include "relay/relay.h"
 
 struct moat_runner;
@@ -47,13 +48,11 @@ struct moat_runner_queue {
 struct moat_runner {
 	struct moat_relay relay;
 	struct moat_loop *loop;
-	uint64_t poll_max_ns;
 	struct moat_alarm *alarm; /* on while it is active; NULL: none */
 	/* private */
 	struct moat_runner_queue *active;
 	struct moat_runner_queue *starved; /* and some that were */
-	uint64_t window_ns;
-	uint64_t idle_since_ns;
+	struct moat_window window;
 };
 
 /** moat_runner_init() - @runner->relay.dma is set up by the caller */

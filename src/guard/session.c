@@ -80,7 +80,7 @@ static int make_pool(struct moat_session *s)
 	}
 	moat_pool_init(&s->pool, slots, s->pool_bits);
 	s->runner.relay.dma = (struct moat_dma){
-		.guest = &s->mem.map,
+		.guest = &s->mem.mapped.map,
 		.pool = &s->pool,
 		.pool_host = s->pool_mem.host,
 		.pool_addr = MOAT_POOL_GUEST_ADDR,

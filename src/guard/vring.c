@@ -32,77 +32,14 @@ void moat_vring_free(struct moat_vring_ctl *v)
 	free(v);
 }
 
-static bool overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
-{
-	return a < b ? b - a < a_len : a - b < b_len;
-}
-
-/* virtio 1.4, 2.7 and 2.8: a packed ring ends in two event structures. */
-struct moat_ring_sizes moat_vring_sizes(const struct moat_vring_ctl *v)
-{
-	bool packed = v->session->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
-
-	return (struct moat_ring_sizes){
-		.desc = moat_vring_desc_size(v->num),
-		.avail = packed ? 4 : moat_vring_avail_size(v->num),
-		.used = packed ? 4 : moat_vring_used_size(v->num),
-	};
-}
-
 /* Find and check the guest's ring. */
 static int find_ring(struct moat_vring_ctl *v, struct moat_vring *ring)
 {
-	struct moat_session *s = v->session;
-	const struct moat_vu_vring_addr *a = &v->addr;
-	struct moat_ring_sizes z = moat_vring_sizes(v);
-	bool packed = s->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
-	uint32_t avail_align = packed ? 4 : 2; /* 2.8.10.1, 2.7 */
+	bool packed = v->session->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
 
-	if (!v->num || !v->has_addr) {
-		log_err(s->log,
-			"queue %u: kick before size and addresses were set: "
-			"refused; the front-end has to send SET_VRING_NUM and "
-			"SET_VRING_ADDR first",
-			v->index);
-		return -EINVAL;
-	}
-	if (a->desc % 16 || a->avail % avail_align || a->used % 4 ||
-	    overlap(a->desc, z.desc, a->avail, z.avail) ||
-	    overlap(a->desc, z.desc, a->used, z.used) ||
-	    overlap(a->avail, z.avail, a->used, z.used)) {
-		log_err(s->log,
-			"queue %u: rings at 0x%llx, 0x%llx, 0x%llx are "
-			"misaligned or overlap: refused; fix the guest's "
-			"driver",
-			v->index, (unsigned long long)a->desc,
-			(unsigned long long)a->avail,
-			(unsigned long long)a->used);
-		return -EINVAL;
-	}
-	ring->num = (uint16_t)v->num;
-	ring->packed = packed;
-	ring->desc = moat_memmap_user(&s->mem.map, a->desc, z.desc);
-	ring->avail = moat_memmap_user(&s->mem.map, a->avail, z.avail);
-	ring->used = moat_memmap_user(&s->mem.map, a->used, z.used);
-	if (!ring->desc || !ring->avail || !ring->used) {
-		log_err(s->log,
-			"queue %u: a ring at 0x%llx, 0x%llx or 0x%llx lies "
-			"outside guest memory: refused; fix the guest's driver",
-			v->index, (unsigned long long)a->desc,
-			(unsigned long long)a->avail,
-			(unsigned long long)a->used);
-		return -EFAULT;
-	}
-	/* Mappings are page-aligned, but regions need not be in user space. */
-	if ((uintptr_t)ring->desc % 16 ||
-	    (uintptr_t)ring->avail % avail_align || (uintptr_t)ring->used % 4) {
-		log_err(s->log,
-			"queue %u: the region of the ring at 0x%llx has a user "
-			"address that misaligns it: refused; fix the front-end",
-			v->index, (unsigned long long)a->desc);
-		return -EINVAL;
-	}
-	return 0;
+	return moat_vu_find_ring(&v->session->mem.mapped, v->index,
+				 v->has_addr ? &v->addr : NULL, v->num, packed,
+				 ring);
 }
 
 int moat_vring_tell_backend(struct moat_vring_ctl *v,

@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #include "guard/runner.h"
-#include "vu/proto.h"
+#include "vu/memory.h"
 
 struct moat_session;
 
@@ -42,14 +42,6 @@ struct moat_vring_ctl {
 	int back_call_fd;	  /* the backend calls us on it */
 	void *storage;
 };
-
-/** struct moat_ring_sizes - bytes of a ring's three parts */
-struct moat_ring_sizes {
-	uint32_t desc, avail, used;
-};
-
-/** moat_vring_sizes() - for its size and format (split or packed) */
-struct moat_ring_sizes moat_vring_sizes(const struct moat_vring_ctl *v);
 
 /**
  * moat_vring_tell_backend() - all that starts a queue there, in QEMU's order

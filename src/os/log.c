@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <poll.h>
-#include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -18,28 +16,35 @@ void moat_log_init(struct moat_log *log, const char *prefix,
 	};
 }
 
-static bool take_token(struct moat_log *log)
+static bool take_token(struct moat_log *log, uint32_t *dropped)
 {
-	uint64_t now = moat_now_ns();
-	uint64_t n = (now - log->tokens_at_ns) /
-		     (MOAT_NS_PER_SEC / MOAT_LOG_PER_SEC);
+	uint64_t now = moat_now_ns(), n;
+	bool ok;
 
+	/* Held for some instructions, by threads of this process only. */
+	while (__atomic_test_and_set(&log->lock, __ATOMIC_ACQUIRE))
+		moat_cpu_relax();
+	n = (now - log->tokens_at_ns) / (MOAT_NS_PER_SEC / MOAT_LOG_PER_SEC);
 	if (n) {
 		log->tokens_at_ns = now;
-		log->tokens = n + log->tokens > MOAT_LOG_BURST ?
-				      MOAT_LOG_BURST :
-				      log->tokens + (uint32_t)n;
+		log->tokens = n + log->tokens > MOAT_LOG_BURST
+				      ? MOAT_LOG_BURST
+				      : log->tokens + (uint32_t)n;
 	}
-	if (!log->tokens) {
+	ok = log->tokens != 0;
+	if (ok) {
+		log->tokens--;
+		*dropped = log->dropped;
+		log->dropped = 0;
+	} else {
 		log->dropped++;
-		return false;
 	}
-	log->tokens--;
-	return true;
+	__atomic_clear(&log->lock, __ATOMIC_RELEASE);
+	return ok;
 }
 
-void moat_log(struct moat_log *log, enum moat_log_level level, const char *fmt,
-	      ...)
+void moat_log_va(struct moat_log *log, enum moat_log_level level,
+		 const char *fmt, va_list ap)
 {
 	static const char *const names[] = {
 		[MOAT_LOG_ERROR] = "error: ",
@@ -48,27 +53,34 @@ void moat_log(struct moat_log *log, enum moat_log_level level, const char *fmt,
 		[MOAT_LOG_DEBUG] = "debug: ",
 	};
 	struct pollfd p = { .fd = STDERR_FILENO, .events = POLLOUT };
+	uint32_t dropped;
 	char line[1024];
-	va_list ap;
 	int n, m;
 
-	if (!log || level > log->level || !take_token(log))
+	if (!log || level > log->level || !take_token(log, &dropped))
 		return;
 	n = snprintf(line, sizeof(line), "%s: %s", log->prefix, names[level]);
-	if (log->dropped)
+	if (dropped)
 		n += snprintf(line + n, sizeof(line) - (size_t)n,
-			      "(%u lines left out) ", log->dropped);
-	log->dropped = 0;
-	va_start(ap, fmt);
+			      "(%u lines left out) ", dropped);
 	m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
-	va_end(ap);
-	n = m < 0 || n + m > (int)sizeof(line) - 2 ? (int)sizeof(line) - 2 :
-						     n + m;
+	n = m < 0 || n + m > (int)sizeof(line) - 2 ? (int)sizeof(line) - 2
+						   : n + m;
 	line[n++] = '\n';
 	/*
 	 * One write, so that lines of several processes do not mix; and none
 	 * that could wait for whoever reads them.
 	 */
 	if (poll(&p, 1, 0) <= 0 || write(STDERR_FILENO, line, (size_t)n) < 0)
-		log->dropped++;
+		__atomic_add_fetch(&log->dropped, 1, __ATOMIC_RELAXED);
+}
+
+void moat_log(struct moat_log *log, enum moat_log_level level, const char *fmt,
+	      ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	moat_log_va(log, level, fmt, ap);
+	va_end(ap);
 }

@@ -10,6 +10,8 @@
 #ifndef MOAT_OS_LOG_H
 #define MOAT_OS_LOG_H
 
+#include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define MOAT_LOG_BURST 64
@@ -28,6 +30,7 @@ struct moat_log {
 	uint64_t tokens_at_ns; /* private: when tokens were last counted */
 	uint32_t tokens; /* private */
 	uint32_t dropped; /* private */
+	bool lock; /* private: threads may share a log */
 };
 
 /**
@@ -41,6 +44,9 @@ void moat_log_init(struct moat_log *log, const char *prefix,
 /** moat_log() - write one line; no newline in @fmt. NULL @log is silent. */
 void moat_log(struct moat_log *log, enum moat_log_level level, const char *fmt,
 	      ...) __attribute__((format(printf, 3, 4)));
+void moat_log_va(struct moat_log *log, enum moat_log_level level,
+		 const char *fmt, va_list ap)
+	__attribute__((format(printf, 3, 0)));
 
 #define log_err(log, ...) moat_log(log, MOAT_LOG_ERROR, __VA_ARGS__)
 #define log_warn(log, ...) moat_log(log, MOAT_LOG_WARN, __VA_ARGS__)

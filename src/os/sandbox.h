@@ -3,8 +3,13 @@
  * Giving up what a process does not need, in named stages.
  *
  *   moat_sandbox_hide         not dumpable: nobody of our user can ptrace us
+ *   moat_sandbox_separate     namespaces of its own, in a child, with no files
  *   moat_sandbox_privileges   no new privileges, no capabilities
- *   moat_sandbox_syscalls     only the system calls of a list
+ *   moat_sandbox_landlock     no file by path, no network, by Landlock
+ *   moat_sandbox_limits       no core file, so many descriptors, so much heap
+ *   moat_sandbox_syscalls     only the system calls of a list, all threads
+ *
+ * In this order, all but the last before there are threads.
  *
  * The list stands beside the code that needs it; this file only applies it.
  */
@@ -13,6 +18,40 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
+
+#include "os/log.h"
+
+/**
+ * moat_sandbox_separate() - go on in a child with namespaces of its own
+ * @log: told of what this machine does not allow; that is no failure
+ *
+ * The child has its own user, mount, network, PID, IPC and UTS namespaces, and
+ * an empty read-only root; it dies when the parent does. Descriptors stay.
+ *
+ * Return: 0 in the child, its pid in the parent, or a negative errno.
+ */
+pid_t moat_sandbox_separate(struct moat_log *log);
+
+/**
+ * moat_sandbox_supervise() - be the parent until @child has ended
+ *
+ * Passes SIGTERM, SIGINT and SIGHUP on, which the caller has blocked together
+ * with SIGCHLD; may do nothing else but unlink files meanwhile and later.
+ *
+ * Return: the child's exit status, as the shell counts it.
+ */
+int moat_sandbox_supervise(pid_t child);
+
+/** moat_sandbox_landlock() - 0, or a negative errno, e.g. -EOPNOTSUPP */
+int moat_sandbox_landlock(void);
+
+/**
+ * moat_sandbox_limits() - for good
+ * @files: open descriptors, at most
+ * @heap: bytes of private memory, at most
+ */
+int moat_sandbox_limits(unsigned int files, unsigned long heap);
 
 /**
  * moat_sandbox_hide() - before anything that is not trusted can run or answer

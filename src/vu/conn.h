@@ -27,6 +27,7 @@ struct moat_vu_msg {
 		struct moat_vu_mem_table table;
 		struct moat_vu_mem_one region;
 		struct moat_vu_config config;
+		struct moat_vu_inflight inflight;
 		uint8_t bytes[MOAT_VU_PAYLOAD_MAX];
 	};
 	int fds[MOAT_VU_FDS_MAX];

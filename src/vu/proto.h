@@ -174,4 +174,15 @@ struct moat_vu_config {
 
 #define MOAT_VU_CONFIG_HEADER 12u
 
+/* The specification's fields end here; front-ends send it padded to 24. */
+#define MOAT_VU_INFLIGHT_SIZE 20u
+
+struct moat_vu_inflight {
+	uint64_t mmap_size;
+	uint64_t mmap_offset;
+	uint16_t num_queues;
+	uint16_t queue_size;
+	uint32_t padding;
+};
+
 #endif

@@ -19,7 +19,7 @@ struct handler {
 	int size; /* of the payload; ANY: the handler checks */
 	int max_fds;
 	enum reply reply;
-	int needs; /* protocol feature bit, or ANY for none */
+	int needs;	     /* protocol feature bit, or ANY for none */
 	bool after_features; /* only once SET_FEATURES was accepted */
 };
 
@@ -90,7 +90,8 @@ static int set_mem_table(struct moat_vu_server *s, struct moat_vu_msg *m)
 	if (n > MOAT_VU_REGIONS_MAX || m->nfds != (int)n ||
 	    m->size < 8 + n * sizeof(m->table.regions[0])) {
 		log_err(s->log,
-			"SET_MEM_TABLE names %u regions in %u bytes with %d fds: "
+			"SET_MEM_TABLE names %u regions in %u bytes with %d "
+			"fds: "
 			"refused; at most %u regions, one fd each",
 			n, m->size, m->nfds, MOAT_VU_REGIONS_MAX);
 		return -EINVAL;
@@ -178,7 +179,8 @@ static int config_check(struct moat_vu_server *s, const struct moat_vu_msg *m)
 	const struct moat_vu_config *c = &m->config;
 
 	/* Each bound by itself, so that the sum can not wrap. */
-	if (m->size >= MOAT_VU_CONFIG_HEADER && c->offset <= MOAT_VU_CONFIG_MAX &&
+	if (m->size >= MOAT_VU_CONFIG_HEADER &&
+	    c->offset <= MOAT_VU_CONFIG_MAX &&
 	    c->size <= MOAT_VU_CONFIG_MAX - c->offset &&
 	    m->size == MOAT_VU_CONFIG_HEADER + c->size)
 		return 0;
@@ -230,6 +232,32 @@ static int get_status(struct moat_vu_server *s, struct moat_vu_msg *m)
 	return OP(s, get_status, &m->u64);
 }
 
+static int inflight_check(struct moat_vu_server *s, const struct moat_vu_msg *m,
+			  int nfds)
+{
+	if ((m->size == MOAT_VU_INFLIGHT_SIZE ||
+	     m->size == sizeof(m->inflight)) &&
+	    m->nfds == nfds)
+		return 0;
+	log_err(s->log, "%s with %u bytes of payload and %d fds: refused",
+		moat_vu_request_name(m->request), m->size, m->nfds);
+	return -EINVAL;
+}
+
+static int get_inflight(struct moat_vu_server *s, struct moat_vu_msg *m)
+{
+	int ret = inflight_check(s, m, 0);
+
+	return ret ? ret : OP(s, get_inflight, &m->inflight, &s->reply_fd);
+}
+
+static int set_inflight(struct moat_vu_server *s, struct moat_vu_msg *m)
+{
+	int ret = inflight_check(s, m, 1);
+
+	return ret ? ret : OP(s, set_inflight, &m->inflight, &m->fds[0]);
+}
+
 #define F(bit) VHOST_USER_PROTOCOL_F_##bit
 #define U64 SIZE(u64)
 #define STATE SIZE(state)
@@ -272,6 +300,10 @@ static const struct handler handlers[VHOST_USER_REQUESTS] = {
 				    0 },
 	[VHOST_USER_SET_CONFIG] = { set_config, ANY, 0, REPLY_ACK, F(CONFIG),
 				    0 },
+	[VHOST_USER_GET_INFLIGHT_FD] = { get_inflight, ANY, 0, REPLY_MSG,
+					 F(INFLIGHT_SHMFD), 0 },
+	[VHOST_USER_SET_INFLIGHT_FD] = { set_inflight, ANY, 1, REPLY_ACK,
+					 F(INFLIGHT_SHMFD), 0 },
 	[VHOST_USER_RESET_DEVICE] = { reset, 0, 0, REPLY_ACK, F(RESET_DEVICE),
 				      0 },
 	[VHOST_USER_GET_MAX_MEM_SLOTS] = { get_max_mem_slots, 0, 0, REPLY_MSG,
@@ -292,6 +324,7 @@ void moat_vu_server_init(struct moat_vu_server *s, int fd,
 {
 	*s = (struct moat_vu_server){ .ops = ops, .dev = dev, .log = log };
 	moat_vu_conn_init(&s->conn, fd);
+	s->reply_fd = -1;
 }
 
 void moat_vu_server_close(struct moat_vu_server *s)
@@ -312,7 +345,8 @@ static int check(struct moat_vu_server *s, const struct moat_vu_msg *m,
 	}
 	if (!h->run) {
 		log_err(s->log,
-			"message %u (%s) is not supported: refused; its feature "
+			"message %u (%s) is not supported: refused; its "
+			"feature "
 			"was not offered",
 			m->request, name);
 		return -EOPNOTSUPP;
@@ -354,7 +388,8 @@ static int answer(struct moat_vu_server *s, const struct moat_vu_msg *m,
 		if (result)
 			return result;
 		ret = moat_vu_conn_send(&s->conn, m->request, MOAT_VU_F_REPLY,
-					m->bytes, m->size, NULL, 0);
+					m->bytes, m->size, &s->reply_fd,
+					s->reply_fd >= 0);
 	} else if (ack) {
 		ret = moat_vu_conn_send(&s->conn, m->request, MOAT_VU_F_REPLY,
 					&status, sizeof(status), NULL, 0);
@@ -382,6 +417,7 @@ int moat_vu_server_run(struct moat_vu_server *s)
 	if (m.request < VHOST_USER_REQUESTS)
 		h = &handlers[m.request];
 	ret = check(s, &m, h);
+	s->reply_fd = -1;
 	if (!ret)
 		ret = h->run(s, &m);
 	moat_vu_msg_close(&m);

@@ -59,6 +59,12 @@ struct moat_vu_server_ops {
 	int (*set_backend_req_fd)(void *dev, int *fd);
 	int (*set_status)(void *dev, uint64_t status);
 	int (*get_status)(void *dev, uint64_t *status);
+	/* @inflight: queues and sizes in, size and offset out; *@fd: set to
+	 * one of the device's, which stays its own */
+	int (*get_inflight)(void *dev, struct moat_vu_inflight *inflight,
+			    int *fd);
+	int (*set_inflight)(void *dev, const struct moat_vu_inflight *inflight,
+			    int *fd);
 };
 
 struct moat_vu_server {
@@ -68,6 +74,7 @@ struct moat_vu_server {
 	struct moat_log *log;
 	uint64_t protocol_features; /* as acknowledged by the VMM */
 	bool features_set;
+	int reply_fd; /* goes with the reply being made; -1: none */
 };
 
 /** moat_vu_server_init() - serve @fd, which the server owns from now on */

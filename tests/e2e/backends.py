@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unmodified disk backend: Debian's qemu-storage-daemon."""
-from procs import Process, listening, wait_until
+import os
+
+from procs import Process, build_dir, listening, wait_until
 
 
 class StorageDaemon(Process):
@@ -40,6 +42,30 @@ class StorageDaemon(Process):
                        f"node-name={node},addr.type=unix,"
                        f"addr.path={socket_path},writable=on,"
                        f"num-queues={queues}"]
+
+
+class MoatBlk(Process):
+    """Our own disk backend; the parameters are those of StorageDaemon, and
+    further options as they stand on the command line."""
+
+    def __init__(self, socket_path, image, queues=1, options=()):
+        self.socket_path = str(socket_path)
+        super().__init__(self.command(self.socket_path, image, queues, options),
+                         name="moat-blk")
+        try:
+            self.expect("listening on")
+        except BaseException:
+            self.kill()
+            raise
+
+    @staticmethod
+    def program():
+        return os.path.join(build_dir(), "src/dev/blk/moat-blk")
+
+    @classmethod
+    def command(cls, socket_path, image, queues=1, options=()):
+        return [cls.program(), f"--socket-path={socket_path}",
+                f"--blk-file={image}", f"--num-queues={queues}", *options]
 
 
 def make_image(path, size):

@@ -25,15 +25,20 @@ class Machine:
     """
 
     def __init__(self, vmm, guarded=True, queues=1, size=256 * MIB,
-                 options=(), fail_flush=False, boot=True, folder="/tmp"):
+                 options=(), fail_flush=False, boot=True, folder="/tmp",
+                 backend=None):
+        """backend: what serves the disk, in place of qemu-storage-daemon; made
+        from a socket's path, an image and a number of queues."""
         self.vmm = vmm
         self.queues = queues
         self.guest = self.guard = None
         with ExitStack() as stack:
             self.work = stack.enter_context(Workdir(folder))
             self.image = make_image(self.work / "disk", size)
-            self.backend = stack.enter_context(StorageDaemon(
-                self.work / "backend", self.image, queues, fail_flush))
+            self.backend = stack.enter_context(
+                backend(self.work / "backend", self.image, queues) if backend
+                else StorageDaemon(self.work / "backend", self.image, queues,
+                                   fail_flush))
             self.socket = self.work / "backend"
             if guarded:
                 self.socket = self.work / "guard"

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 
-from backends import StorageDaemon
+from backends import MoatBlk, StorageDaemon
 from guard import Guard
 from guests import Qemu
 from procs import DEADLINE, TOP, Process, listening, run, wait_until
@@ -89,7 +89,8 @@ class NewStorageDaemon(StorageDaemon):
         return in_root(*StorageDaemon.command(*args, **kwargs))
 
 
-STORAGE_DAEMONS = {"debian12": StorageDaemon, "newer": NewStorageDaemon}
+STORAGE_DAEMONS = {"debian12": StorageDaemon, "newer": NewStorageDaemon,
+                   "moat-blk": MoatBlk}
 
 
 def virtiofsd(kind, folder, *how):

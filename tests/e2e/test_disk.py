@@ -5,16 +5,29 @@ import re
 
 import pytest
 
+from backends import MoatBlk
 from machine import MIB, Machine
 from procs import run, wait_until
 
 VMMS = ["uml", "qemu"]
 
 
-@pytest.fixture(scope="module", params=VMMS)
+# The disk's backend, and whether the guard stands before it.
+DISKS = {"guarded": (None, True), "moat-blk": (MoatBlk, False),
+         "moat-blk-guarded": (MoatBlk, True)}
+
+
+@pytest.fixture(scope="module", params=[(v, d) for d in DISKS for v in VMMS],
+                ids=lambda p: f"{p[0]}-{p[1]}")
 def machine(request):
-    with Machine(request.param) as m:
+    vmm, disk = request.param
+    backend, guarded = DISKS[disk]
+    with Machine(vmm, guarded, backend=backend) as m:
         yield m
+        if guarded:
+            assert "error: " not in m.guard.log, m.guard.log
+        if backend:
+            assert "error: " not in m.backend.log, m.backend.log
 
 
 def test_a_file_system_is_made_written_remounted_and_checked(machine):
@@ -100,8 +113,10 @@ def test_a_flush_reaches_the_disk_and_its_status_the_guest(machine):
         assert status != 0 and "error" in output, output
 
 
-def test_two_queues_carry_requests_where_the_driver_asks_for_them():
-    with Machine("qemu", queues=2) as m:
+@pytest.mark.parametrize("disk", DISKS)
+def test_two_queues_carry_requests_where_the_driver_asks_for_them(disk):
+    backend, guarded = DISKS[disk]
+    with Machine("qemu", guarded, queues=2, backend=backend) as m:
         wanted = m.fill(0, 16 * MIB)
         sums, counts = m.guest.run("""
             for cpu in 1 2; do

@@ -11,7 +11,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # One line a cause; these are not causes.
-ROUTINE = re.compile(r"moat guard(\[\w+\])?: (?!error: |warning: )"
+ROUTINE = re.compile(r"moat(-\w+| guard)(\[\w+\])?: (?!error: |warning: )"
                      r"|.*runs without its sandbox")
 SANITIZER = re.compile(r"Sanitizer|runtime error:|^==\d+==")
 
@@ -45,17 +45,20 @@ class Guard:
 
     def __init__(self, build, folder, backend_path, *options, name="g",
                  pass_fds=(), listens=True):
-        self.build = build
         self.path = f"{folder}/{name}"
+        backend = [f"--backend={backend_path}"] if backend_path else []
+        self._start(build, [build.program, "guard",
+                            f"--socket-path={self.path}", *backend,
+                            *build.options, *options], pass_fds, listens)
+
+    def _start(self, build, argv, pass_fds=(), listens=True):
+        self.build = build
         self.lines = []
         self._cond = threading.Condition()
         env = dict(os.environ, **build.env)
-        backend = [f"--backend={backend_path}"] if backend_path else []
         self.process = subprocess.Popen(
-            [build.program, "guard", f"--socket-path={self.path}", *backend,
-             *build.options, *options], pass_fds=pass_fds,
-            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env,
-            text=True, errors="replace")
+            argv, pass_fds=pass_fds, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, env=env, text=True, errors="replace")
         self.pid = self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -155,9 +158,21 @@ class Guard:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError("the guard ignored SIGTERM") from None
+            raise AssertionError("SIGTERM was ignored") from None
         finally:
             self.process.stderr.close() if not self._reader.is_alive() else 0
         assert not self.sanitizer_output(), "\n".join(self.lines)
         if alive:
             assert code == 0, (code, self.lines)
+
+
+class Blk(Guard):
+    """moat-blk on a file, listening at @folder/b."""
+
+    def __init__(self, build, folder, image, *options, name="b"):
+        self.path = f"{folder}/{name}"
+        program = build.program.replace("src/cmd/moat", "src/dev/blk/moat-blk")
+        # The sanitizers do not bear the sandbox; else the strictest is tested.
+        sandbox = [o for o in build.options if o == "--sandbox=none"]
+        self._start(build, [program, f"--socket-path={self.path}",
+                            f"--blk-file={image}", *sandbox, *options])

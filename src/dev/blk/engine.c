@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Carries steps out.
+ *
+ * On a disk, by io_uring: what a batch of requests needs is one system call. On
+ * a file in memory (tmpfs) at once: the kernel would hand such a step to a
+ * thread of its own, which costs more than the copy that it is.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <liburing.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "dev/blk/blk.h"
+
+#define ENTRIES 256u
+
+enum { BUFFERED, DIRECT }; /* registered files */
+
+struct engine {
+	struct blk_disk *disk;
+	struct io_uring ring;
+	bool has_ring;
+	uint32_t unsubmitted;
+	struct blk_req *waiting, **last; /* for room in the ring */
+};
+
+/* What one system call takes; the rest is another step. */
+static unsigned int pieces(const struct blk_req *r)
+{
+	return r->niov < IOV_MAX ? r->niov : IOV_MAX;
+}
+
+/* ---- at once ---- */
+
+static int now(const struct blk_disk *d, const struct blk_req *r)
+{
+	int fd = r->direct ? d->direct_fd : d->fd;
+	off_t at = (off_t)r->offset, len = (off_t)r->len;
+	ssize_t n = -1;
+
+	if (d->null)
+		return r->step == BLK_READ || r->step == BLK_WRITE
+			       ? (int)(r->len < INT_MAX ? r->len : INT_MAX)
+			       : 0;
+	switch (r->step) {
+	case BLK_READ:
+		n = preadv(fd, r->iov, (int)pieces(r), at);
+		break;
+	case BLK_WRITE:
+		n = pwritev(fd, r->iov, (int)pieces(r), at);
+		break;
+	case BLK_SYNC:
+		n = fdatasync(fd);
+		break;
+	case BLK_PUNCH:
+		n = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      at, len);
+		break;
+	case BLK_ZERO:
+		n = fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+			      at, len);
+		break;
+	}
+	return n < 0 ? -errno : (int)n;
+}
+
+/* ---- by io_uring ---- */
+
+static void prepare(struct io_uring_sqe *sqe, struct blk_req *r)
+{
+	int fd = r->direct ? DIRECT : BUFFERED;
+
+	switch (r->step) {
+	case BLK_READ:
+		io_uring_prep_readv(sqe, fd, r->iov, pieces(r), r->offset);
+		break;
+	case BLK_WRITE:
+		io_uring_prep_writev(sqe, fd, r->iov, pieces(r), r->offset);
+		break;
+	case BLK_SYNC:
+		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+		break;
+	case BLK_PUNCH:
+		io_uring_prep_fallocate(
+			sqe, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			(off_t)r->offset, (off_t)r->len);
+		break;
+	case BLK_ZERO:
+		io_uring_prep_fallocate(
+			sqe, fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+			(off_t)r->offset, (off_t)r->len);
+		break;
+	}
+	io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+	io_uring_sqe_set_data(sqe, r);
+}
+
+static bool queue(struct engine *e, struct blk_req *r)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&e->ring);
+
+	if (!sqe)
+		return false;
+	prepare(sqe, r);
+	e->unsubmitted++;
+	return true;
+}
+
+static void start(struct engine *e, struct blk_req *r)
+{
+	if (!e->has_ring) {
+		while (blk_result(e->disk, r, now(e->disk, r)))
+			;
+		return;
+	}
+	if (!e->waiting && queue(e, r))
+		return;
+	r->next = NULL;
+	*e->last = r;
+	e->last = &r->next;
+}
+
+void blk_request(void *dev, void *worker, struct moat_request *req)
+{
+	if (blk_plan(dev, req))
+		start(worker, req->data);
+}
+
+static void submit(struct engine *e)
+{
+	while (e->waiting && queue(e, e->waiting)) {
+		e->waiting = e->waiting->next;
+		if (!e->waiting)
+			e->last = &e->waiting;
+	}
+	/* What the kernel does not take now (EAGAIN, EBUSY) goes later. */
+	if (e->unsubmitted) {
+		int n = io_uring_submit(&e->ring);
+
+		if (n > 0)
+			e->unsubmitted -= (uint32_t)n;
+	}
+}
+
+bool blk_worker_poll(void *dev, void *worker)
+{
+	struct engine *e = worker;
+	struct io_uring_cqe *cqe;
+	bool any = false;
+
+	if (!e->has_ring)
+		return false;
+	submit(e);
+	while (!io_uring_peek_cqe(&e->ring, &cqe)) {
+		struct blk_req *r = io_uring_cqe_get_data(cqe);
+		int res = cqe->res;
+
+		io_uring_cqe_seen(&e->ring, cqe);
+		if (blk_result(dev, r, res))
+			start(e, r);
+		any = true;
+	}
+	/* Never asleep with work that the kernel has not seen. */
+	return any || e->unsubmitted || e->waiting;
+}
+
+/* Debian 12's liburing declares functions for these two and exports none. */
+static int ring_register(struct io_uring *ring, unsigned int what, void *arg,
+			 unsigned int n)
+{
+	return syscall(SYS_io_uring_register, ring->ring_fd, what, arg, n)
+		       ? -errno
+		       : 0;
+}
+
+/* Only what is used: io_uring passes by the system call filter. */
+static int restrict_ring(struct io_uring *ring)
+{
+	static const uint8_t ops[] = { IORING_OP_READV, IORING_OP_WRITEV,
+				       IORING_OP_FSYNC, IORING_OP_FALLOCATE };
+	struct io_uring_restriction r[sizeof(ops) + 1];
+
+	memset(r, 0, sizeof(r));
+	for (unsigned int i = 0; i < sizeof(ops); i++) {
+		r[i].opcode = IORING_RESTRICTION_SQE_OP;
+		r[i].sqe_op = ops[i];
+	}
+	r[sizeof(ops)].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
+	r[sizeof(ops)].sqe_flags = IOSQE_FIXED_FILE;
+	return ring_register(ring, IORING_REGISTER_RESTRICTIONS, r,
+			     sizeof(ops) + 1);
+}
+
+static int open_ring(struct engine *e)
+{
+	struct blk_disk *d = e->disk;
+	int files[2] = { d->fd, d->direct_fd };
+	unsigned int flags = IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP;
+	/* The kernel may be older than these (5.19, 6.0). */
+	int ret = io_uring_queue_init(ENTRIES, &e->ring,
+				      flags | IORING_SETUP_COOP_TASKRUN |
+					      IORING_SETUP_TASKRUN_FLAG |
+					      IORING_SETUP_SINGLE_ISSUER);
+
+	if (ret == -EINVAL)
+		ret = io_uring_queue_init(ENTRIES, &e->ring, flags);
+	if (ret)
+		return ret;
+	ret = io_uring_register_files(&e->ring, files,
+				      d->direct_fd >= 0 ? 2 : 1);
+	if (!ret)
+		ret = restrict_ring(&e->ring);
+	if (!ret)
+		ret = ring_register(&e->ring, IORING_REGISTER_ENABLE_RINGS,
+				    NULL, 0);
+	if (ret)
+		io_uring_queue_exit(&e->ring);
+	return ret;
+}
+
+int blk_worker_start(void *dev, void **worker, int *fd)
+{
+	struct engine *e = calloc(1, sizeof(*e));
+	int ret = 0;
+
+	if (!e)
+		return -ENOMEM;
+	e->disk = dev;
+	e->last = &e->waiting;
+	if (!e->disk->in_memory)
+		ret = open_ring(e);
+	if (ret) {
+		moat_device_log(e->disk->log, MOAT_DEVICE_ERROR,
+				"no io_uring here: %s; --engine=sync does "
+				"without",
+				strerror(-ret));
+		free(e);
+		return ret;
+	}
+	e->has_ring = !e->disk->in_memory;
+	*worker = e;
+	*fd = e->has_ring ? e->ring.ring_fd : -1;
+	return 0;
+}
+
+void blk_worker_stop(void *dev, void *worker)
+{
+	struct engine *e = worker;
+
+	(void)dev;
+	if (e->has_ring)
+		io_uring_queue_exit(&e->ring);
+	free(e);
+}

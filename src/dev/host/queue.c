@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dev/host/host.h"
+#include "dev/host/worker.h"
+#include "os/fd.h"
+
+#define BUDGET 64u /* requests of one queue in one turn */
+#define BATCH 16u  /* done in one turn before the driver may see them */
+
+#define U(x) ((unsigned long long)(x))
+
+static struct moat_slot *slot_of(struct moat_queue *q, uint16_t head)
+{
+	return (void *)(q->slots + head * q->slot_size);
+}
+
+/* ---- requests ---- */
+
+/* Pieces of memory of one segment; it may cross regions. */
+static uint32_t pieces_of(struct moat_memmap *map, const struct moat_seg *seg,
+			  struct iovec *iov, uint32_t room)
+{
+	uint64_t addr = seg->addr, left = seg->len, got;
+	uint32_t n = 0;
+
+	while (left) {
+		/* The walk found each byte of it in this very map. */
+		uint8_t *p = moat_memmap_at(map, addr, left, &got);
+
+		if (n < room)
+			iov[n] = (struct iovec){ p, (size_t)got };
+		n++;
+		addr += got;
+		left -= got;
+	}
+	return n;
+}
+
+static uint32_t pieces(struct moat_memmap *map, const struct moat_seg *seg,
+		       uint32_t nseg, struct iovec *iov, uint32_t room)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < nseg; i++)
+		n += pieces_of(map, &seg[i], iov + n, n < room ? room - n : 0);
+	return n;
+}
+
+static struct iovec *room_for(struct moat_slot *s, uint32_t n)
+{
+	if (n <= MOAT_HOST_IOV)
+		return s->iov;
+	if (n > s->spill_n) {
+		struct iovec *p = realloc(s->spill, n * sizeof(*p));
+
+		if (!p)
+			return NULL;
+		s->spill = p;
+		s->spill_n = n;
+	}
+	return s->spill;
+}
+
+static int fill_slot(struct moat_queue *q, struct moat_slot *s,
+		     struct moat_memmap *map, const struct moat_chain *c)
+{
+	const struct moat_seg *w = c->seg + c->nread;
+	uint32_t nr = pieces(map, c->seg, c->nread, s->iov, 0);
+	uint32_t nw = pieces(map, w, c->nwrite, s->iov, 0);
+	struct iovec *iov = room_for(s, nr + nw);
+
+	if (!iov)
+		return -ENOMEM;
+	pieces(map, c->seg, c->nread, iov, nr);
+	pieces(map, w, c->nwrite, iov + nr, nw);
+	s->req.readable = iov;
+	s->req.writable = iov + nr;
+	s->req.nreadable = nr;
+	s->req.nwritable = nw;
+	s->req.read_len = c->read_len;
+	s->req.write_len = c->write_len;
+	s->busy = true;
+	q->outstanding++;
+	return 0;
+}
+
+static void hand_over(struct moat_queue *q, const struct moat_chain *c)
+{
+	struct moat_worker *w = q->worker;
+	struct moat_slot *s = slot_of(q, c->head);
+
+	if (fill_slot(q, s, &w->map, c)) {
+		q->broken_why = "is out of memory for its requests; reset the "
+				"device";
+		return;
+	}
+	q->device->config->ops->request(q->device->config->dev, w->context,
+					&s->req);
+}
+
+static bool is_broken(const struct moat_queue *q)
+{
+	return q->devq.fault.code || q->broken_why;
+}
+
+static void say_broken(struct moat_queue *q)
+{
+	const struct moat_fault *f = &q->devq.fault;
+	struct moat_device *d = q->device;
+
+	if (q->said_broken)
+		return;
+	q->said_broken = true;
+	if (q->broken_why)
+		log_err(d->log, "queue %u %s", q->index, q->broken_why);
+	else
+		log_err(d->log,
+			"queue %u broken: %s (value 0x%llx, limit 0x%llx); %s",
+			q->index, moat_fault_text(f->code), U(f->value),
+			U(f->limit), moat_fault_cure(f->code));
+	moat_loop_unwatch(&q->worker->loop, &q->kick);
+	moat_eventfd_signal(q->err_fd);
+	__atomic_store_n(&d->broken, true, __ATOMIC_RELEASE);
+	moat_eventfd_signal(d->broken_src.fd);
+}
+
+bool moat_queue_serve(struct moat_queue *q)
+{
+	struct moat_worker *w = q->worker;
+	uint32_t n;
+
+	for (n = 0; n < BUDGET && !is_broken(q); n++) {
+		if (moat_devq_peek(&q->devq, &w->map, &w->chain) <= 0)
+			break;
+		moat_devq_take(&q->devq, w->chain.head);
+		moat_inflight_take(&q->inflight, w->chain.head);
+		hand_over(q, &w->chain);
+		/* The driver can go on with these meanwhile. */
+		if (q->npushed >= BATCH)
+			moat_queue_publish(q);
+	}
+	if (is_broken(q))
+		say_broken(q);
+	return n;
+}
+
+bool moat_queue_publish(struct moat_queue *q)
+{
+	uint32_t n = q->npushed;
+
+	if (!n)
+		return false;
+	q->npushed = 0;
+	if (q->devq.fault.code)
+		return true;
+	if (moat_devq_publish(&q->devq))
+		moat_eventfd_signal(q->call_fd);
+	moat_inflight_published(&q->inflight, q->pushed, n, q->devq.used_next);
+	return true;
+}
+
+void moat_request_done(struct moat_request *req, uint32_t written)
+{
+	struct moat_queue *q = req->owner;
+	struct moat_slot *s = slot_of(q, req->head);
+
+	if (!s->busy)
+		return;
+	s->busy = false;
+	q->outstanding--;
+	if (written > req->write_len)
+		written = (uint32_t)req->write_len;
+	/* A driver that posts a head again too early can fill a batch. */
+	if (q->npushed == q->devq.ring.num)
+		moat_queue_publish(q);
+	moat_inflight_push(&q->inflight, req->head);
+	moat_devq_push(&q->devq, req->head, written);
+	q->pushed[q->npushed++] = req->head;
+}
+
+void moat_request_broken(struct moat_request *req, const char *why)
+{
+	struct moat_queue *q = req->owner;
+	struct moat_slot *s = slot_of(q, req->head);
+
+	if (s->busy)
+		q->outstanding--;
+	s->busy = false;
+	q->broken_why = why;
+}
+
+/* ---- start and stop, on the worker's thread ---- */
+
+static void queue_free(struct moat_queue *q)
+{
+	for (uint32_t i = 0; q->slots && i < q->devq.ring.num; i++)
+		free(slot_of(q, (uint16_t)i)->spill);
+	free(q->slots);
+	free(q->storage);
+	free(q->pushed);
+	q->slots = q->storage = NULL;
+	q->pushed = NULL;
+}
+
+static int queue_alloc(struct moat_queue *q)
+{
+	size_t data = q->device->config->ops->request_size;
+	size_t align = _Alignof(max_align_t);
+
+	q->slot_size =
+		(sizeof(struct moat_slot) + data + align - 1) / align * align;
+	q->slots = calloc(q->num, q->slot_size);
+	q->storage = calloc(1, moat_devq_storage(q->num));
+	q->pushed = calloc(q->num, sizeof(*q->pushed));
+	if (!q->slots || !q->storage || !q->pushed)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < q->num; i++) {
+		struct moat_slot *s = slot_of(q, (uint16_t)i);
+
+		s->req.data = s + 1;
+		s->req.owner = q;
+		s->req.head = (uint16_t)i;
+		s->req.queue = (uint16_t)q->index;
+	}
+	return 0;
+}
+
+/* Requests that an earlier backend had begun are begun again. */
+static void resume(struct moat_queue *q, const uint16_t *heads, int n)
+{
+	struct moat_worker *w = q->worker;
+
+	for (int i = 0; i < n; i++) {
+		if (moat_devq_resume(&q->devq, &w->map, heads[i], &w->chain))
+			break;
+		hand_over(q, &w->chain);
+	}
+	if (n)
+		log_info(q->device->log,
+			 "queue %u: %d requests of before the restart are done "
+			 "again",
+			 q->index, n);
+}
+
+static int open_records(struct moat_queue *q, uint16_t used, uint16_t *heads)
+{
+	struct moat_device *d = q->device;
+	int n = moat_inflight_open(&d->inflight, q->index, (uint16_t)q->num,
+				   used, heads, &q->inflight);
+
+	if (n < 0)
+		log_err(d->log,
+			"queue %u: its in-flight records do not fit it: "
+			"refused; the front-end has to keep them as they were",
+			q->index);
+	return n;
+}
+
+static int start_on_worker(struct moat_queue *q, void *arg)
+{
+	const struct moat_vring *ring = arg;
+	uint64_t f = q->device->accepted;
+	uint16_t used = moat_shm_load16(moat_used_idx(ring));
+	uint16_t base = (uint16_t)q->base;
+	uint16_t *heads = calloc(q->num, sizeof(*heads));
+	int n = heads ? queue_alloc(q) : -ENOMEM;
+
+	q->devq.ring = *ring; /* for queue_free() */
+	if (!n)
+		n = open_records(q, used, heads);
+	/* What was taken is either used or in flight: the records know best. */
+	if (n >= 0 && q->inflight.record)
+		base = (uint16_t)(used + n);
+	if (n >= 0) {
+		moat_devq_init(&q->devq, ring, q->storage, base,
+			       f & MOAT_BIT(VIRTIO_F_EVENT_IDX),
+			       f & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
+		q->outstanding = q->npushed = 0;
+		q->said_broken = false;
+		q->broken_why = NULL;
+		q->running = true;
+		q->serving = q->enabled;
+		q->kick.fd = q->kick_fd;
+		moat_loop_watch(&q->worker->loop, &q->kick, true);
+		resume(q, heads, n);
+		n = 0;
+	} else {
+		queue_free(q);
+	}
+	free(heads);
+	return n;
+}
+
+static int stop_on_worker(struct moat_queue *q, void *arg)
+{
+	(void)arg;
+	if (!q->running)
+		return 0;
+	moat_loop_unwatch(&q->worker->loop, &q->kick);
+	q->base = q->devq.avail_next;
+	q->running = q->serving = false;
+	queue_free(q);
+	return 0;
+}
+
+static int update_on_worker(struct moat_queue *q, void *arg)
+{
+	(void)arg;
+	moat_loop_unwatch(&q->worker->loop, &q->kick);
+	q->kick.fd = q->kick_fd;
+	if (q->kick_fd >= 0 && !q->said_broken)
+		moat_loop_watch(&q->worker->loop, &q->kick, true);
+	q->serving = q->enabled;
+	/* A call that went to the old fd may have been lost. */
+	moat_eventfd_signal(q->call_fd);
+	return 0;
+}
+
+static int find_ring(struct moat_queue *q, struct moat_vu_memory *mem,
+		     struct moat_vring *ring)
+{
+	return moat_vu_find_ring(mem, q->index, q->has_addr ? &q->addr : NULL,
+				 q->num, false, ring);
+}
+
+int moat_queue_remap(struct moat_queue *q, struct moat_vu_memory *mem)
+{
+	struct moat_vring ring;
+	int ret = find_ring(q, mem, &ring);
+
+	if (!ret)
+		q->devq.ring = ring;
+	else
+		moat_fault_set(&q->devq.fault, MOAT_FAULT_ADDRESS, q->addr.used,
+			       0);
+	return ret;
+}
+
+/* ---- the same, from the control thread ---- */
+
+int moat_queue_start(struct moat_queue *q)
+{
+	struct moat_vring ring;
+	int ret = find_ring(q, &q->device->mem, &ring);
+
+	if (!ret)
+		ret = moat_worker_call(q->worker, q, true, start_on_worker,
+				       &ring);
+	q->started = !ret;
+	return ret;
+}
+
+void moat_queue_stop(struct moat_queue *q)
+{
+	if (!q->started)
+		return;
+	moat_worker_call(q->worker, q, true, stop_on_worker, NULL);
+	q->started = false;
+}
+
+void moat_queue_update(struct moat_queue *q)
+{
+	moat_worker_call(q->worker, q, false, update_on_worker, NULL);
+}

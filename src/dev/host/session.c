@@ -1,0 +1,555 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One VMM's time with the device: what its messages do.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "dev/host/host.h"
+#include "dev/host/worker.h"
+#include "os/fd.h"
+#include "os/mem.h"
+
+#define U(x) ((unsigned long long)(x))
+
+#define RING_FEATURES                                                  \
+	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
+	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |                            \
+	 MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES))
+
+#define P(bit) MOAT_BIT(VHOST_USER_PROTOCOL_F_##bit)
+#define PROTOCOL_FEATURES                                               \
+	(P(MQ) | P(REPLY_ACK) | P(BACKEND_REQ) | P(CONFIG) |            \
+	 P(INFLIGHT_SHMFD) | P(RESET_DEVICE) | P(CONFIGURE_MEM_SLOTS) | \
+	 P(STATUS))
+
+static const struct moat_device_ops *ops_of(const struct moat_device *d)
+{
+	return d->config->ops;
+}
+
+static bool any_started(const struct moat_device *d)
+{
+	for (uint32_t i = 0; i < d->config->num_queues; i++)
+		if (d->queues[i].started)
+			return true;
+	return false;
+}
+
+static void stop_all(struct moat_device *d)
+{
+	for (uint32_t i = 0; i < d->config->num_queues; i++)
+		moat_queue_stop(&d->queues[i]);
+}
+
+static struct moat_queue *queue_of(struct moat_device *d, uint32_t index)
+{
+	if (index < d->config->num_queues)
+		return &d->queues[index];
+	log_err(d->log, "queue %u does not exist: refused; the device has %u",
+		index, d->config->num_queues);
+	return NULL;
+}
+
+/* What only makes sense while a queue is stopped. */
+static struct moat_queue *stopped_queue(struct moat_device *d, uint32_t index,
+					const char *what)
+{
+	struct moat_queue *q = queue_of(d, index);
+
+	if (!q || !q->started)
+		return q;
+	log_err(d->log,
+		"queue %u: %s while it runs: refused; stop it with "
+		"GET_VRING_BASE first",
+		index, what);
+	return NULL;
+}
+
+/* ---- features ---- */
+
+static uint64_t offered(const struct moat_device *d)
+{
+	return RING_FEATURES | ops_of(d)->features(d->config->dev);
+}
+
+static int op_get_features(void *dev, uint64_t *features)
+{
+	*features = offered(dev);
+	return 0;
+}
+
+static int op_set_features(void *dev, uint64_t features)
+{
+	struct moat_device *d = dev;
+	uint64_t surplus = features & ~offered(d);
+
+	if (surplus || !(features & MOAT_BIT(VIRTIO_F_VERSION_1))) {
+		log_err(d->log,
+			"SET_FEATURES with 0x%llx: refused; 0x%llx of it was "
+			"not offered, and VERSION_1 (bit 32) is needed",
+			U(features), U(surplus));
+		return -EINVAL;
+	}
+	if (any_started(d)) {
+		if (features == d->accepted)
+			return 0;
+		log_err(d->log,
+			"SET_FEATURES changes 0x%llx to 0x%llx while queues "
+			"run: refused; stop them first",
+			U(d->accepted), U(features));
+		return -EBUSY;
+	}
+	d->accepted = features;
+	if (ops_of(d)->accepted)
+		ops_of(d)->accepted(d->config->dev, features);
+	return 0;
+}
+
+static int op_get_protocol_features(void *dev, uint64_t *features)
+{
+	(void)dev;
+	*features = PROTOCOL_FEATURES;
+	return 0;
+}
+
+static int op_set_protocol_features(void *dev, uint64_t features)
+{
+	struct moat_device *d = dev;
+
+	if (!(features & ~PROTOCOL_FEATURES))
+		return 0;
+	log_err(d->log,
+		"SET_PROTOCOL_FEATURES with 0x%llx, of which 0x%llx was not "
+		"offered: refused; fix the front-end",
+		U(features), U(features & ~PROTOCOL_FEATURES));
+	return -EINVAL;
+}
+
+static int op_set_owner(void *dev)
+{
+	(void)dev;
+	return 0;
+}
+
+static int op_reset(void *dev)
+{
+	struct moat_device *d = dev;
+
+	stop_all(d);
+	d->status = 0;
+	if (ops_of(d)->reset)
+		ops_of(d)->reset(d->config->dev);
+	return 0;
+}
+
+static int op_get_queue_num(void *dev, uint64_t *num)
+{
+	struct moat_device *d = dev;
+
+	*num = d->config->num_queues;
+	return 0;
+}
+
+/* ---- guest memory ---- */
+
+static int op_get_max_mem_slots(void *dev, uint64_t *num)
+{
+	(void)dev;
+	*num = MOAT_VU_MEMORY_MAX;
+	return 0;
+}
+
+/* A ring that lost its memory can not be gone on with. */
+static int adopt(struct moat_device *d, struct moat_vu_memory *mem)
+{
+	int ret = moat_workers_adopt(d, mem);
+
+	if (ret) {
+		d->over = true;
+		d->end = ret;
+	}
+	return ret;
+}
+
+static int op_set_mem_table(void *dev, const struct moat_vu_mem_region *r,
+			    uint32_t n, int *fds)
+{
+	struct moat_device *d = dev;
+	struct moat_vu_memory next;
+	int ret;
+
+	moat_vu_memory_init(&next, d->log);
+	ret = moat_vu_memory_map(&next, r, n, fds);
+	if (ret)
+		return ret;
+	ret = adopt(d, &next);
+	moat_vu_memory_replace(&d->mem, &next);
+	return ret;
+}
+
+static int op_add_mem_region(void *dev, const struct moat_vu_mem_region *r,
+			     int *fd)
+{
+	struct moat_device *d = dev;
+	int ret = moat_vu_memory_add(&d->mem, r, *fd);
+
+	return ret ? ret : adopt(d, &d->mem);
+}
+
+static int op_del_mem_region(void *dev, const struct moat_vu_mem_region *r)
+{
+	struct moat_device *d = dev;
+	struct moat_region gone;
+	int ret = moat_vu_memory_take(&d->mem, r, &gone);
+
+	if (ret)
+		return ret;
+	ret = adopt(d, &d->mem);
+	moat_mem_unmap(gone.host, gone.size);
+	return ret;
+}
+
+/* ---- queues ---- */
+
+static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
+{
+	struct moat_device *d = dev;
+	struct moat_queue *q = stopped_queue(d, index, "SET_VRING_NUM");
+
+	if (!q)
+		return -EINVAL;
+	if (!moat_vring_num_ok(num)) {
+		log_err(d->log,
+			"queue %u: size %u is no power of two from 1 to %u: "
+			"refused; fix the guest's driver",
+			index, num, MOAT_VRING_NUM_MAX);
+		return -EINVAL;
+	}
+	q->num = num;
+	return 0;
+}
+
+static int op_set_vring_addr(void *dev, const struct moat_vu_vring_addr *addr)
+{
+	struct moat_device *d = dev;
+	struct moat_queue *q = queue_of(d, addr->index);
+
+	if (!q)
+		return -EINVAL;
+	/* Front-ends repeat it to toggle logging, which was not offered. */
+	if (q->started && !memcmp(&q->addr, addr, sizeof(*addr)))
+		return 0;
+	q = stopped_queue(d, addr->index, "SET_VRING_ADDR");
+	if (!q)
+		return -EBUSY;
+	q->addr = *addr;
+	q->has_addr = true;
+	return 0;
+}
+
+static int op_set_vring_base(void *dev, uint32_t index, uint32_t base)
+{
+	struct moat_device *d = dev;
+	struct moat_queue *q = stopped_queue(d, index, "SET_VRING_BASE");
+
+	if (!q)
+		return -EINVAL;
+	if (base > UINT16_MAX) {
+		log_err(d->log,
+			"queue %u: base %u is no index of a split ring: "
+			"refused",
+			index, base);
+		return -EINVAL;
+	}
+	q->base = base;
+	return 0;
+}
+
+static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
+{
+	struct moat_queue *q = queue_of(dev, index);
+
+	if (!q)
+		return -EINVAL;
+	moat_queue_stop(q);
+	*base = q->base;
+	return 0;
+}
+
+/* The worker lets go of the old fd before it is closed. */
+static void replace_fd(struct moat_queue *q, int *slot, int *fd)
+{
+	int old = *slot;
+
+	*slot = moat_fd_take(fd);
+	if (q->started)
+		moat_queue_update(q);
+	moat_fd_close(&old);
+}
+
+static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
+{
+	struct moat_device *d = dev;
+	struct moat_queue *q = queue_of(d, index);
+
+	if (!q)
+		return -EINVAL;
+	if (*fd < 0) {
+		log_err(d->log,
+			"queue %u: SET_VRING_KICK without an fd asks us to "
+			"poll: refused; the front-end has to send an eventfd",
+			index);
+		return -EOPNOTSUPP;
+	}
+	replace_fd(q, &q->kick_fd, fd);
+	if (q->started)
+		return 0;
+	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
+	if (!(d->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
+		q->enabled = true;
+	return moat_queue_start(q);
+}
+
+static int op_set_vring_call(void *dev, uint32_t index, int *fd)
+{
+	struct moat_queue *q = queue_of(dev, index);
+
+	if (!q)
+		return -EINVAL;
+	replace_fd(q, &q->call_fd, fd);
+	return 0;
+}
+
+static int op_set_vring_err(void *dev, uint32_t index, int *fd)
+{
+	struct moat_queue *q = queue_of(dev, index);
+
+	if (!q)
+		return -EINVAL;
+	replace_fd(q, &q->err_fd, fd);
+	return 0;
+}
+
+static int op_set_vring_enable(void *dev, uint32_t index, bool enable)
+{
+	struct moat_queue *q = queue_of(dev, index);
+
+	if (!q)
+		return -EINVAL;
+	q->enabled = enable;
+	if (q->started)
+		moat_queue_update(q);
+	return 0;
+}
+
+static int op_get_inflight(void *dev, struct moat_vu_inflight *inflight,
+			   int *fd)
+{
+	struct moat_device *d = dev;
+	int ret = any_started(d) ? -EBUSY
+				 : moat_inflight_make(&d->inflight, inflight);
+
+	if (ret)
+		log_err(d->log,
+			"GET_INFLIGHT_FD for %u queues of %u: refused: %s",
+			inflight->num_queues, inflight->queue_size,
+			strerror(-ret));
+	*fd = d->inflight.fd;
+	return ret;
+}
+
+static int op_set_inflight(void *dev, const struct moat_vu_inflight *inflight,
+			   int *fd)
+{
+	struct moat_device *d = dev;
+	int ret = any_started(d)
+			  ? -EBUSY
+			  : moat_inflight_adopt(&d->inflight, inflight, *fd);
+
+	if (ret)
+		log_err(d->log,
+			"SET_INFLIGHT_FD for %u queues of %u in %llu bytes: "
+			"refused: %s",
+			inflight->num_queues, inflight->queue_size,
+			U(inflight->mmap_size), strerror(-ret));
+	return ret;
+}
+
+/* ---- config space and status ---- */
+
+static int op_get_config(void *dev, struct moat_vu_config *config)
+{
+	struct moat_device *d = dev;
+
+	memset(config->data, 0, sizeof(config->data));
+	ops_of(d)->get_config(d->config->dev, config->offset, config->data,
+			      config->size);
+	return 0;
+}
+
+static int op_set_config(void *dev, const struct moat_vu_config *config)
+{
+	struct moat_device *d = dev;
+	int ret = -EOPNOTSUPP;
+
+	if (ops_of(d)->set_config)
+		ret = ops_of(d)->set_config(d->config->dev, config->offset,
+					    config->data, config->size);
+	if (ret)
+		log_err(d->log,
+			"SET_CONFIG of %u bytes at offset %u: refused; the "
+			"driver may not write there",
+			config->size, config->offset);
+	return ret;
+}
+
+static int op_set_backend_req_fd(void *dev, int *fd)
+{
+	struct moat_device *d = dev;
+
+	moat_vu_conn_close(&d->channel);
+	moat_vu_conn_init(&d->channel, moat_fd_take(fd));
+	return 0;
+}
+
+static int op_set_status(void *dev, uint64_t status)
+{
+	struct moat_device *d = dev;
+
+	if (status > UINT8_MAX) {
+		log_err(d->log,
+			"SET_STATUS with 0x%llx: refused; it has 8 bits",
+			U(status));
+		return -EINVAL;
+	}
+	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
+	if (!status)
+		return op_reset(d);
+	d->status = status | (d->status & VIRTIO_STATUS_NEEDS_RESET);
+	return 0;
+}
+
+static int op_get_status(void *dev, uint64_t *status)
+{
+	struct moat_device *d = dev;
+
+	*status = d->status;
+	return 0;
+}
+
+static const struct moat_vu_server_ops ops = {
+	.get_features = op_get_features,
+	.set_features = op_set_features,
+	.get_protocol_features = op_get_protocol_features,
+	.set_protocol_features = op_set_protocol_features,
+	.set_owner = op_set_owner,
+	.reset = op_reset,
+	.get_queue_num = op_get_queue_num,
+	.get_max_mem_slots = op_get_max_mem_slots,
+	.set_mem_table = op_set_mem_table,
+	.add_mem_region = op_add_mem_region,
+	.del_mem_region = op_del_mem_region,
+	.set_vring_num = op_set_vring_num,
+	.set_vring_addr = op_set_vring_addr,
+	.set_vring_base = op_set_vring_base,
+	.get_vring_base = op_get_vring_base,
+	.set_vring_kick = op_set_vring_kick,
+	.set_vring_call = op_set_vring_call,
+	.set_vring_err = op_set_vring_err,
+	.set_vring_enable = op_set_vring_enable,
+	.get_config = op_get_config,
+	.set_config = op_set_config,
+	.set_backend_req_fd = op_set_backend_req_fd,
+	.set_status = op_set_status,
+	.get_status = op_get_status,
+	.get_inflight = op_get_inflight,
+	.set_inflight = op_set_inflight,
+};
+
+/* ---- what happens by itself ---- */
+
+/* Legal once there is a channel and the driver has started; else later. */
+static void tell_config(struct moat_device *d)
+{
+	if (!d->config_changed || d->channel.fd < 0 || !any_started(d))
+		return;
+	d->config_changed = false;
+	if (moat_vu_conn_send(&d->channel, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
+			      0, NULL, 0, NULL, 0)) {
+		log_warn(d->log, "front-end does not take config changes");
+		moat_vu_conn_close(&d->channel);
+	}
+}
+
+void moat_device_config_changed(struct moat_device *d)
+{
+	d->config_changed = true;
+	tell_config(d);
+}
+
+static void on_message(void *arg, uint32_t events)
+{
+	struct moat_device *d = arg;
+	int ret = moat_vu_server_run(&d->server);
+
+	(void)events;
+	if (ret < 0) {
+		d->over = true;
+		d->end = ret == -EPIPE ? 0 : ret;
+	}
+	tell_config(d);
+}
+
+/* virtio 1.4, 2.1.2: NEEDS_RESET, and a notification that it is there. */
+static void on_broken(void *arg, uint32_t events)
+{
+	struct moat_device *d = arg;
+
+	(void)events;
+	if (!__atomic_exchange_n(&d->broken, false, __ATOMIC_ACQUIRE))
+		return;
+	d->status |= VIRTIO_STATUS_NEEDS_RESET;
+	if (d->server.protocol_features & P(STATUS))
+		moat_device_config_changed(d);
+}
+
+int moat_session_begin(struct moat_device *d, int fd)
+{
+	d->over = d->config_changed = false;
+	d->end = 0;
+	d->accepted = d->status = 0;
+	moat_vu_server_init(&d->server, fd, &ops, d, d->log);
+	moat_vu_conn_init(&d->channel, -1);
+	moat_vu_memory_init(&d->mem, d->log);
+	moat_inflight_init(&d->inflight);
+	d->server_src = (struct moat_source){ fd, on_message, d };
+	d->broken_src.ready = on_broken;
+	d->broken_src.arg = d;
+	return moat_loop_watch(&d->loop, &d->server_src, false);
+}
+
+void moat_session_finish(struct moat_device *d)
+{
+	struct moat_vu_memory none;
+
+	moat_loop_unwatch(&d->loop, &d->server_src);
+	stop_all(d);
+	moat_vu_memory_init(&none, d->log);
+	moat_workers_adopt(d, &none);
+	moat_vu_memory_fini(&d->mem);
+	moat_inflight_fini(&d->inflight);
+	for (uint32_t i = 0; i < d->config->num_queues; i++) {
+		struct moat_queue *q = &d->queues[i];
+
+		moat_fd_close(&q->kick_fd);
+		moat_fd_close(&q->call_fd);
+		moat_fd_close(&q->err_fd);
+		q->num = q->base = 0;
+		q->has_addr = q->enabled = false;
+	}
+	moat_vu_server_close(&d->server);
+	moat_vu_conn_close(&d->channel);
+	if (ops_of(d)->reset)
+		ops_of(d)->reset(d->config->dev);
+}
