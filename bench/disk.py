@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk on RAM, straight and behind a guard, driven by qemu-img bench.
+"""A disk, straight and behind a guard.
 
-    driver (qemu-img, libblkio) ----------------> daemon -> file in /dev/shm
-    driver (qemu-img, libblkio) ----> guard ----> daemon -> file in /dev/shm
+    driver ----------------> daemon -> disk
+    driver ----> guard ----> daemon -> disk
 
-The two paths are alike but for the guard: a daemon and a file of the same kind
-each, as an export serves one client at a time.
+Paths that are compared are alike but for the guard: the same disk, and a daemon
+of the same kind each, as an export serves one client at a time.
+
+The driver is qemu-img bench (libblkio) and the disk a file in /dev/shm; or for the
+modes that share memory bench-blkdrv and a disk that takes no time.  With a file one
+of two equal daemons can be faster than the other for seconds on end, and no
+difference of some hundredths be seen (docs/performance.md).
 """
-import contextlib
 import dataclasses
+import json
 import os
 import re
+import resource
 import subprocess
+import time
 
 from backends import StorageDaemon
 from guard import Guard
 from peers import NewStorageDaemon, blkio, in_root
-from procs import DEADLINE, Workdir
+from procs import DEADLINE, Workdir, build_dir
 
-TICK = 1.0 / os.sysconf("SC_CLK_TCK")
+# Where bench-blkdrv has its pool, for the guard.
+POOL = "--pool=0x7c000000+0x1000000"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +62,11 @@ class Sample:
     """One run of the driver."""
     seconds: float
     requests: int
-    driver_cpu: float           # seconds, the program's start included
-    daemon_cpu: float
-    guard_cpu: float            # 0 without a guard
+    driver_cpu: float           # seconds; qemu-img's with the program's start
+    daemon_cpu: float           # those of the set-up included
+    guard_cpu: float            # likewise; 0 without a guard
     guard_sleeps: int           # times that the guard gave its processor up
+    latency_us: dict            # "median" and "p99", where the driver tells
 
     @property
     def rate(self):
@@ -74,10 +83,9 @@ def fill(path, size):
 
 
 def cpu_seconds(pid):
-    """User and system time of all threads so far."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
-        fields = f.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK
+    """User and system time of all threads so far, to the nanosecond: the
+    number is that of clock_getcpuclockid()."""
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def sleeps(pid):
@@ -87,11 +95,12 @@ def sleeps(pid):
 
 
 class BenchDaemon(StorageDaemon):
-    """Debian 12's daemon with io_uring: its fastest way to a file."""
+    """Debian 12's daemon with io_uring: its fastest way to a file, which others
+    may have open, too."""
 
     @staticmethod
     def command(*args, **kwargs):
-        return [word.replace("aio=threads", "aio=io_uring")
+        return [word.replace("aio=threads", "aio=io_uring,locking=off")
                 for word in StorageDaemon.command(*args, **kwargs)]
 
 
@@ -103,19 +112,32 @@ class NewBenchDaemon(NewStorageDaemon):
         return in_root(*BenchDaemon.command(*args, **kwargs))
 
 
+def null_disk(daemon):
+    """That daemon, with a disk of its own that takes no time; image is its size
+    in bytes."""
+    class NullDaemon(daemon):
+        @staticmethod
+        def command(socket_path, image, *args, **kwargs):
+            argv = daemon.command(socket_path, image, *args, **kwargs)
+            at = argv.index("--blockdev") + 1
+            argv[at] = f"driver=null-co,node-name=disk,size={image}"
+            return argv
+    return NullDaemon
+
+
 DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon}
 
 
 class Path:
-    """One way from a driver to a disk: .run() is one run of the driver."""
+    """One way from a driver to a disk: .run() is one run of the driver, which
+    is qemu-img."""
 
-    def __init__(self, stack, kind, size, options=None):
+    def __init__(self, stack, daemon, image, size, options=None):
         """options: of the guard; None: there is none."""
         work = stack.enter_context(Workdir("/dev/shm"))
-        image = fill(work / "disk", size)
         self.size = size
         self.guard = None
-        self.daemon = stack.enter_context(DAEMONS[kind](work / "disk.sock", image))
+        self.daemon = stack.enter_context(daemon(work / "disk.sock", image))
         self.socket_path = self.daemon.socket_path
         if options is not None:
             self.guard = stack.enter_context(
@@ -131,31 +153,56 @@ class Path:
             argv += ["-w", "--pattern", "0x5a"]
         return argv + ["--image-opts", blkio(self.socket_path)]
 
+    def drive(self, load, count):
+        """What a Sample has of the driver."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        said = output(self.command(load, count))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return {"seconds": float(re.search(r"Run completed in ([0-9.]+) seconds",
+                                           said).group(1)),
+                "driver_cpu": (after.ru_utime + after.ru_stime
+                               - before.ru_utime - before.ru_stime),
+                "latency_us": {}}
+
     def run(self, load, count):
         """One run: the driver starts, does count requests and ends."""
         daemon = cpu_seconds(self.daemon.pid)
         guard = cpu_seconds(self.guard.pid) if self.guard else 0
         slept = sleeps(self.guard.pid) if self.guard else 0
-        before = os.times()
-        argv = self.command(load, count)
-        done = subprocess.run(argv, text=True, capture_output=True, check=False,
-                              stdin=subprocess.DEVNULL, timeout=DEADLINE)
-        after = os.times()
-        found = re.search(r"Run completed in ([0-9.]+) seconds", done.stdout)
-        if done.returncode or not found:
-            raise RuntimeError(f"{' '.join(argv)}:\n{done.stdout}{done.stderr}")
+        driver = self.drive(load, count)
         return Sample(
-            seconds=float(found.group(1)), requests=count,
-            driver_cpu=(after.children_user + after.children_system
-                        - before.children_user - before.children_system),
+            requests=count, **driver,
             daemon_cpu=cpu_seconds(self.daemon.pid) - daemon,
             guard_cpu=cpu_seconds(self.guard.pid) - guard if self.guard else 0,
             guard_sleeps=sleeps(self.guard.pid) - slept if self.guard else 0)
 
 
-@contextlib.contextmanager
-def paths(kind, size, *option_lists):
-    """The straight path and a guarded one for each list of guard options."""
-    with contextlib.ExitStack() as stack:
-        yield [Path(stack, kind, size),
-               *[Path(stack, kind, size, options) for options in option_lists]]
+class NativePath(Path):
+    """Likewise with bench-blkdrv, which has a pool that can be shared."""
+
+    def __init__(self, stack, kind, size, options=None, rings="pool"):
+        """rings: where the driver has them, "pool" or "ram"."""
+        super().__init__(stack, null_disk(DAEMONS[kind]), size, size, options)
+        self.rings = rings
+
+    def command(self, load, count):
+        argv = [os.path.join(build_dir(), "bench/bench-blkdrv"),
+                f"--socket={self.socket_path}", f"--count={count}",
+                f"--depth={load.depth}", f"--size={load.size}",
+                f"--step={load.step(self.size)}", f"--rings={self.rings}"]
+        return argv + (["--write"] if load.write else [])
+
+    def drive(self, load, count):
+        said = json.loads(output(self.command(load, count)))
+        return {"seconds": said["seconds"], "driver_cpu": said["cpu_seconds"],
+                "latency_us": {key: said["latency_us"][key]
+                               for key in ("median", "p99")}}
+
+
+def output(argv):
+    argv = [str(a) for a in argv]
+    done = subprocess.run(argv, text=True, capture_output=True, check=False,
+                          stdin=subprocess.DEVNULL, timeout=DEADLINE)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}:\n{done.stdout}{done.stderr}")
+    return done.stdout

@@ -23,6 +23,9 @@ SPACING = 32 << 10      # from one queue's rings to the next one's
 USER = 0x7F00_0000_0000
 RAM = 64 << 20
 QUEUES = (1, 2, 4, 8)
+# Clean pages are those of files: the next guard shares them, if none does yet.
+OWN = {"Private_Dirty": "private", "Private_Clean": "shared",
+       "Shared_Dirty": "shared", "Shared_Clean": "shared"}
 
 
 def resident(pid):
@@ -36,12 +39,11 @@ def resident(pid):
                         "ram" if "memfd:" in line else "own")
                 continue
             key, value = line.split(":", 1)
-            if kind != "own" and key == "Rss":
-                sums[kind] += int(value.split()[0])
-            elif kind == "own" and key.startswith(("Private_", "Shared_")):
-                where = key.split("_")[0].lower()
-                if where in sums and "Hugetlb" not in key:
-                    sums[where] += int(value.split()[0])
+            if kind != "own":
+                if key == "Rss":
+                    sums[kind] += int(value.split()[0])
+            elif key in OWN:
+                sums[OWN[key]] += int(value.split()[0])
     sums["total"] = sum(sums.values())
     return sums
 

@@ -2,9 +2,10 @@
 """What was measured, as a table against the aims and as a plot."""
 import subprocess
 
-# design: work at -> (aim, text); "latency" ratios are the inverse of rates.
-AIMS = {1: (1 / 1.10, "latency <= 1.10"), 32: (0.85, ">= 0.85"),
-        8: (0.90, ">= 0.90")}
+# Of throughput, by depth; a latency of 1.10 is 1 / 1.10 of the rate.
+BOUNCE_AIMS = {1: (1 / 1.10, ">= 1 / 1.10"), 32: (0.85, ">= 0.85"),
+               8: (0.90, ">= 0.90")}
+DIRECT_AIM = 0.98
 POOL_AIM = 0.90
 MEMORY_AIM_KIB = 2048
 
@@ -18,22 +19,63 @@ def size_name(size):
             f"{size >> 10} KiB" if size >= 1 << 10 else f"{size} B")
 
 
-def disk_table(results):
-    print("guarded / unguarded disk, throughput at equal load; "
-          "processor time in us a request")
-    print(f"{'':24}{'aim':>16}{'seen':>7}{'range':>13}  {'':8}"
-          f"{'straight/s':>11}{'guarded/s':>11}{'driver':>7}{'guard':>7}"
-          f"{'daemon':>8}{'others':>8}")
-    for d in results["disk"]:
-        aim, text = AIMS[d["depth"]]
-        cpu = d["guarded"]["cpu_us"]
-        seen = f"{d['ratio']:.2f}"
+def disk_aim(d):
+    return BOUNCE_AIMS[d["depth"]]
+
+
+def direct_aim(_):
+    return DIRECT_AIM, f">= {DIRECT_AIM:.2f}"
+
+
+def no_aim(_):
+    return None, ""
+
+
+def ways_table(rows, ours, theirs, aim_of):
+    """Two ways to a disk, load by load."""
+    native = bool(rows[0]["latency"])
+    print(f"{'':24}{'aim':>12}{'seen':>6}{'range':>12}"
+          + (f"{'middle half':>13}" if native else "") + f" {'':8}"
+          + (f"{'latency':>9}{'p99':>6}" if native else "")
+          + f"{theirs + '/s':>13}{ours + '/s':>11}"
+          f"{'driver':>13}{'daemon':>13}{'guard':>8}{'others':>8}")
+    for d in rows:
+        aim, text = aim_of(d)
         span = f"{d['ratio_min']:.2f}..{d['ratio_max']:.2f}"
-        print(f"{d['name']:24}{text:>16}{seen:>7}{span:>13}  "
-              f"{verdict(d['ratio'] >= aim):8}{d['straight']['rate']:11,.0f}"
-              f"{d['guarded']['rate']:11,.0f}{cpu['driver']:7.1f}"
-              f"{cpu['guard']:7.1f}{cpu['daemon']:8.1f}"
-              f"{100 * d['others']:7.0f}%")
+        half = "{:.2f}..{:.2f}".format(*d["ratio_half"])
+        half = f"{half:>13}" if native else ""
+        seen = min(d["ratio"], d["latency"].get("median", d["ratio"]))
+        met = "" if aim is None else verdict(seen >= aim)
+        late = ("" if not native else f"{d['latency']['median']:9.2f}"
+                f"{d['latency']['p99']:6.2f}")
+        a, b = d["ours"]["cpu_us"], d["theirs"]["cpu_us"]
+        cpu = "".join(f"{a[part]:6.1f} ({b[part]:4.1f})"
+                      for part in ("driver", "daemon"))
+        print(f"{d['name']:24}{text:>12}{d['ratio']:6.2f}{span:>12}{half} {met:8}"
+              f"{late}"
+              f"{d['theirs']['rate']:13,.0f}{d['ours']['rate']:11,.0f}"
+              f"{cpu}{a['guard']:8.2f}{100 * d['others']:7.0f}%")
+
+
+def disk_table(rows):
+    print("guarded / unguarded disk: throughput at equal load; processor time "
+          "in us a request\n(that without the guard in brackets)")
+    ways_table(rows, "guarded", "straight", disk_aim)
+
+
+def direct_table(rows):
+    print("\ndirect / unguarded disk that takes no time, rings and buffers in the "
+          "guest's pool:\nthroughput, and latencies (median and p99; 1.02: 2 % "
+          "shorter; the aim is for throughput\nand median)")
+    ways_table(rows, "direct", "straight", direct_aim)
+
+
+def hybrid_table(rows):
+    print("\nhybrid / bounce, a disk that takes no time, buffers in the guest's pool; "
+          "both are guarded\n(bounce in brackets, where the guard took "
+          + ", ".join(f"{d['theirs']['cpu_us']['guard']:.1f}" for d in rows)
+          + " us a request)")
+    ways_table(rows, "hybrid", "bounce", no_aim)
 
 
 def pool_name(p):
@@ -41,23 +83,25 @@ def pool_name(p):
     return f"{size_name(p['bytes'])} {p['direction']}, {pieces}"
 
 
-def pool_table(results):
+def pool_table(rows):
     print("\npool map+copy+unmap / memcpy of the same bytes "
           f"(aim >= {POOL_AIM:.2f})")
-    for p in results["pool"]:
+    for p in rows:
         span = f"{p['ratio_min']:.2f}..{p['ratio_max']:.2f}"
         print(f"{pool_name(p):34}{p['ratio']:6.2f}{span:>13}  "
               f"{verdict(p['ratio'] >= POOL_AIM):8}{p['ns']:10,.0f} ns "
               f"against {p['plain_ns']:,.0f}")
+
+
+def relay_table(rows):
     print("\nthe core alone, one thread, no waking: devq, dma, drvq and back")
-    for r in results["relay"]:
+    for r in rows:
         name = f"{size_name(r['bytes'])} {r['direction']}, depth {r['depth']}"
         print(f"{name:34}{1e9 / r['ns']:11,.0f} requests/s; "
               f"{r['extra_ns']:,.0f} ns a request are the relay's")
 
 
-def memory_table(results):
-    m = results["memory"]
+def memory_table(m):
     one = m["vm"][min(m["vm"])]
     kib = m["aim_kib"]
     print(f"\nmemory of an idle guard, in KiB (aim: <= {MEMORY_AIM_KIB} beside "
@@ -76,24 +120,43 @@ def memory_table(results):
           f"(own {one['private']} KiB each, code and libraries once)")
 
 
+TABLES = {"disk": disk_table, "direct": direct_table, "hybrid": hybrid_table,
+          "pool": pool_table, "relay": relay_table, "memory": memory_table}
+# Of disks: the title of the plot, and the aims.
+PLOTS = {
+    "disk": ("A disk behind the guard:",
+             "throughput against the same disk unguarded", disk_aim),
+    "direct": ("Rings and buffers in the guest's pool:",
+               "direct against unguarded, a disk that takes no time", direct_aim),
+    "hybrid": ("Buffers in the guest's pool:",
+               "hybrid against bounce, a disk that takes no time", no_aim),
+}
+
+
 def table(results):
     kind = results["machine"]
     print()
     if results["quick"]:
         print("QUICK RUN: it works; its figures mean nothing\n")
-    disk_table(results)
-    pool_table(results)
-    memory_table(results)
+    if results["control"]:
+        print("CONTROL: for 'direct' read 'unguarded once more'\n")
+    for part, show in TABLES.items():
+        if part in results:
+            show(results[part])
     print(f"\n{kind['cpus']} processors ({kind['model']}), kernel "
           f"{kind['kernel']}; 'others': share of all processor time that went "
           "to other programs meanwhile")
-    if max(d["others"] for d in results["disk"]) > 0.1:
+    if max([0, *others(results)]) > 0.1:
         print("others used more than a tenth of this machine: ratios of pairs "
               "hold, if at all, as medians; look at the ranges")
 
 
-PLOT = """
-set terminal svg size 900,780 enhanced font 'DejaVu Sans,13' background '#ffffff'
+def others(results):
+    return [d["others"] for part in PLOTS for d in results.get(part, ())]
+
+
+HEAD = """
+set terminal svg size 900,{height} enhanced font 'DejaVu Sans,13' background '#ffffff'
 set output '{svg}'
 set encoding utf8
 set multiplot
@@ -102,35 +165,36 @@ set tics nomirror textcolor rgb '#444444'
 set grid xtics lc rgb '#e4e4e4' lt 1
 set lmargin at screen 0.30
 set rmargin at screen 0.96
-set label 1 "{{/:Bold A disk behind the guard: }}throughput against the same disk unguarded" at screen 0.03,0.965 tc rgb '#222222'
-set label 2 "{{/*0.85 {note}}}" at screen 0.03,0.935 tc rgb '#666666'
-set label 3 "{{/:Bold The pool: }}map, copy and unmap against memcpy() of the same bytes" at screen 0.03,0.455 tc rgb '#222222'
-set label 4 "{{/*0.85 bar: median; line: the middle half of the pairs; dashed: aim}}" at screen 0.03,0.425 tc rgb '#666666'
-
-set tmargin at screen 0.905
-set bmargin at screen 0.575
-set xrange [0:{disk_max}]
-set yrange [{disk_last}.7:-0.7]
-set ytics ({disk_tics}) scale 0
 set xtics 0,0.25 format '%.2f'
-set key at screen 0.63,0.51 center horizontal textcolor rgb '#444444' samplen 1.5
-plot $disk using 1:2 with points pt 7 ps 0.55 lc rgb '#9db8d9' title 'each pair', \\
-  $median using 1:2:(0):(0.62) with vectors nohead lw 4 lc rgb '#1f5fa8' title 'median', \\
-  $aim using 1:2:(0):(0.62) with vectors nohead lw 2 dt 2 lc rgb '#c44e3a' title 'aim', \\
-  $median using 1:2:3 with labels left offset 0.7,0.3 tc rgb '#1f5fa8' notitle
-
-unset label
 unset key
-set tmargin at screen 0.40
-set bmargin at screen 0.05
-set xrange [0:{pool_max}]
-set yrange [{pool_last}.7:-0.7]
-set ytics ({pool_tics}) scale 0
-set arrow from 0.9,-0.7 to 0.9,{pool_last}.7 nohead lw 2 dt 2 lc rgb '#c44e3a'
+"""
+# Where a panel is and what it says; top and others are of the whole height.
+PANEL = """
+unset label
+unset arrow
+set label 1 "{{/:Bold {title}}} {what}" at screen 0.03,{at_title} tc rgb '#222222'
+set label 2 "{{/*0.85 {note}}}" at screen 0.03,{at_note} tc rgb '#666666'
+set tmargin at screen {top}
+set bmargin at screen {bottom}
+set xrange [0:{width}]
+set yrange [{last}.7:-0.7]
+set ytics ({tics}) scale 0
+"""
+DISK_PLOT = """
+plot ${part} using 1:2 with points pt 7 ps 0.55 lc rgb '#9db8d9', \\
+  $m{part} using 1:2:(0):(0.62) with vectors nohead lw 4 lc rgb '#1f5fa8', \\
+  {aims}$m{part} using 1:2:3 with labels left offset 0.7,0.3 tc rgb '#1f5fa8'
+"""
+AIMS_PLOT = ("$a{part} using 1:2:(0):(0.62) with vectors nohead lw 2 dt 2 "
+             "lc rgb '#c44e3a', ")
+POOL_PLOT = """
+set arrow from {aim},-0.7 to {aim},{last}.7 nohead lw 2 dt 2 lc rgb '#c44e3a'
 plot $pool using (0):2:(0):1:($2-0.3):($2+0.3) with boxxyerror fs solid 0.85 noborder lc rgb '#9db8d9', \\
   $pool using 1:2:3:4 with xerrorbars pt 7 ps 0.4 lw 1.5 lc rgb '#1f5fa8'
-unset multiplot
 """
+PANEL_HEIGHT = 370      # pixels
+# A pair far out is drawn at the edge rather than squeezing all others.
+DISK_MAX = 2.0
 
 
 def block(name, rows):
@@ -147,27 +211,61 @@ def tics(names):
     return ", ".join(f'"{name}" {i}' for i, name in enumerate(names))
 
 
-def plot(results, svg):
-    disk, pool = results["disk"], results["pool"]
-    # A pair far out is drawn at the edge rather than squeezing all others.
-    disk_max = 2.0
-    ratios = [[min(p["ratio"], disk_max) for p in d["pairs"]] for d in disk]
-    data = block("disk", [(r, i) for i, rs in enumerate(ratios) for r in rs])
-    data += block("median", [(min(d["ratio"], disk_max), i - 0.31,
-                              f"{d['ratio']:.2f}") for i, d in enumerate(disk)])
-    data += block("aim", [(AIMS[d["depth"]][0], i - 0.31)
-                          for i, d in enumerate(disk)])
-    data += block("pool", [
+def panel(number, height, title, what, note, names, width):
+    """The frame of panel number (0 is on top)."""
+    def at(pixels):
+        return f"{1 - (number * PANEL_HEIGHT + pixels) / height:.4f}"
+    return PANEL.format(title=title, what=what, note=note, at_title=at(26),
+                        at_note=at(50), top=at(74), bottom=at(332),
+                        last=len(names) - 1, tics=tics(names), width=width)
+
+
+def disk_plot(part, rows, aim_of):
+    aims = [(aim_of(d)[0], i - 0.31) for i, d in enumerate(rows)]
+    data = block(part, [(min(p["ratio"], DISK_MAX), i)
+                        for i, d in enumerate(rows) for p in d["pairs"]])
+    data += block(f"m{part}", [(min(d["ratio"], DISK_MAX), i - 0.31,
+                                f"{d['ratio']:.2f}")
+                               for i, d in enumerate(rows)])
+    has_aims = all(aim is not None for aim, _ in aims)
+    if has_aims:
+        data += block(f"a{part}", aims)
+    return data, DISK_PLOT.format(
+        part=part, aims=AIMS_PLOT.format(part=part) if has_aims else "")
+
+
+def pool_plot(rows):
+    data = block("pool", [
         (p["ratio"], i, *quartiles([b / a for a, b in zip(p["ours_ns"],
                                                           p["theirs_ns"])]))
-        for i, p in enumerate(pool)])
-    kind = results["machine"]
-    script = data + PLOT.format(
-        svg=svg, disk_max=disk_max, disk_last=len(disk) - 1,
-        disk_tics=tics(d["name"] for d in disk),
-        pool_max=1.5,
-        pool_last=len(pool) - 1, pool_tics=tics(pool_name(p) for p in pool),
-        note=f"{results['date']}, {kind['cpus']} processors, others used "
-        f"{100 * max(d['others'] for d in disk):.0f}% of them; "
-        "beyond 2.0 drawn at 2.0")
-    subprocess.run(["gnuplot"], input=script, text=True, check=True)
+        for i, p in enumerate(rows)])
+    return data, POOL_PLOT.format(aim=POOL_AIM, last=len(rows) - 1)
+
+
+def plot(results, svg):
+    parts = [part for part in (*PLOTS, "pool") if part in results]
+    height = PANEL_HEIGHT * len(parts)
+    note = (f"{results['date']}, {results['machine']['cpus']} processors; points: "
+            "pairs, bar: median, dashed: aim; beyond 2.0 drawn at 2.0; others "
+            "used {:.0f}%")
+    blocks, script = "", HEAD.format(height=height, svg=svg)
+    for number, part in enumerate(parts):
+        rows = results[part]
+        if part == "pool":
+            script += panel(
+                number, height, "The pool:",
+                "map, copy and unmap against memcpy() of the same bytes",
+                "bar: median; line: the middle half of the pairs; dashed: aim",
+                [pool_name(p) for p in rows], 1.5)
+            data, draw = pool_plot(rows)
+        else:
+            title, what, aim_of = PLOTS[part]
+            busy = 100 * max(d["others"] for d in rows)
+            script += panel(number, height, title, what, note.format(busy),
+                            [d["name"] for d in rows], DISK_MAX)
+            data, draw = disk_plot(part, rows, aim_of)
+        blocks += data
+        script += draw
+    if parts:
+        subprocess.run(["gnuplot"], text=True, check=True,
+                       input=blocks + script + "unset multiplot\n")

@@ -11,7 +11,8 @@
  * A *reach* is what one process can get at of one object: ranges that it maps,
  * or all of it through a held file descriptor. A *VM* is one or more
  * processes of a VMM and the objects that hold its RAM; its *pool* is what
- * its devices are meant to see.
+ * its devices are meant to see: a memfd of a guard's, or a piece of the VMM's
+ * own memory that a guard gives away whole. A pool is for one guard's backend.
  *
  * The scan knows nothing of VMs and the classification nothing of /proc, so
  * each can be judged alone: audit_scan() fills the first three arrays,
@@ -56,8 +57,13 @@ struct object {
 	bool device; /* a dma-buf of a device's memory, not of a memfd's */
 	uint32_t mode;
 	uint32_t uid;
-	int seals;		   /* F_SEAL_*; -1 not known */
-	pid_t owner;		   /* OBJ_ANON */
+	int seals;   /* F_SEAL_*; -1 not known */
+	pid_t owner; /* OBJ_ANON */
+	bool given;  /* CLASS_POOL: memory of the VMM's, not of a guard's */
+	uint32_t *givers; /* CLASS_POOL: the guards that hold it */
+	size_t ngivers;
+	uint32_t *strangers; /* CLASS_POOL: who reaches it and should not */
+	size_t nstrangers;
 	char *open_path;	   /* a /proc path that opens it */
 	uint32_t id;		   /* in the output; 0: not shown */
 	uint32_t seen_by, seen_at; /* private to scan: the latest reach */
@@ -117,8 +123,10 @@ struct seat {
 	uint64_t could; /* and with mremap(2) on what it maps */
 	uint64_t ram_mapped;
 	uint64_t ram_fd;
-	uint64_t pool;
-	bool write; /* may write some of it as things are */
+	uint64_t pool;	  /* of the pools that are meant for it */
+	uint64_t foreign; /* of those that are not */
+	uint64_t outside; /* RAM and foreign pools that it should not reach */
+	bool write;	  /* may write some of it as things are */
 };
 
 struct vm {
@@ -134,7 +142,7 @@ struct vm {
 	uint64_t ram;	     /* bytes */
 	uint64_t ram_mapped; /* by the VM's own processes */
 	uint64_t pool;
-	size_t outside; /* seats that reach RAM and should not */
+	size_t outside; /* seats that reach what they should not */
 };
 
 struct audit {
@@ -210,6 +218,12 @@ const char *audit_name(const struct process *p);
 /** audit_object_title() - "memfd:pool", "/dev/shm/x", "private memory" */
 const char *audit_object_title(const struct object *o);
 
+#define GIVERS_TEXT 48
+
+/** audit_givers() - "given by the guard 12"; @buf of GIVERS_TEXT bytes */
+const char *audit_givers(const struct audit *a, const struct object *o,
+			 char *buf);
+
 /** audit_can_ptrace() - reaches all memory by ptrace(2) whatever it holds */
 bool audit_can_ptrace(const struct process *p);
 
@@ -236,7 +250,10 @@ int audit_seat_reach(const struct audit *a, const struct vm *vm,
 		     const struct seat *s, uint32_t obj, struct reach *out);
 void audit_reach_free(struct reach *r);
 
-/** audit_outside() - a seat that reaches guest RAM and should not */
+/** audit_outside() - a seat that reaches guest RAM or pools and should not */
 bool audit_outside(const struct seat *s);
+
+/** audit_foreign() - is pool @obj meant for others than this seat? */
+bool audit_foreign(const struct audit *a, const struct seat *s, uint32_t obj);
 
 #endif

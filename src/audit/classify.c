@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "audit/classify.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /*
@@ -131,9 +133,72 @@ const char *classify_guard(const struct process *p, uint64_t dev, uint64_t ino)
 	    strcmp(audit_name(p), "moat") != 0)
 		return NULL;
 	if (ino && p->exe_dev == dev && p->exe_ino == ino)
-		return "runs `moat guard` from the program file of this audit";
+		return "runs `moat guard` from the program file beside this audit";
 	return "runs `moat guard`, by name: another program file than this "
 	       "audit's";
+}
+
+/* The value of option @name at @*arg, "--NAME=X" or "--NAME" "X"; or NULL. */
+static const char *option(const struct process *p, const char **arg,
+			  const char *name)
+{
+	size_t n = strlen(name);
+
+	if (strncmp(*arg, name, n) != 0)
+		return NULL;
+	if ((*arg)[n] == '=')
+		return *arg + n + 1;
+	if ((*arg)[n] || !next_arg(p, *arg))
+		return NULL;
+	return *arg = next_arg(p, *arg);
+}
+
+/* The size in ADDR+SIZE, as the guard's --pool takes it; 0 if it is none. */
+static uint64_t pool_size(const char *value)
+{
+	static const char units[] = "KMG";
+	const char *plus = strchr(value, '+'), *unit;
+	unsigned int shift = 0;
+	uint64_t size;
+	char *end;
+
+	if (!plus)
+		return 0;
+	errno = 0;
+	size = strtoull(plus + 1, &end, 0);
+	unit = *end ? strchr(units, *end) : NULL;
+	if (unit) {
+		shift = 10 * (unsigned int)(unit - units + 1);
+		end++;
+	}
+	if (errno || *end || size > UINT64_MAX >> shift)
+		return 0;
+	return size << shift;
+}
+
+uint64_t classify_gives(const struct process *p)
+{
+	uint64_t most = 0;
+
+	for (const char *a = next_arg(p, NULL); a; a = next_arg(p, a)) {
+		const char *value;
+
+		if (!strcmp(a, "--"))
+			break; /* the backend's command */
+		value = option(p, &a, "--share");
+		if (value && !strcmp(value, "bounce"))
+			return 0;
+		if (value)
+			continue;
+		if (option(p, &a, "--dtb")) {
+			most = UINT64_MAX;
+			continue;
+		}
+		value = option(p, &a, "--pool");
+		if (value && pool_size(value) > most)
+			most = pool_size(value);
+	}
+	return most;
 }
 
 void classify_object(struct object *o)

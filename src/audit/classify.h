@@ -29,6 +29,15 @@ bool classify_vmm_name(const struct process *p);
 /** classify_guard() - why @p is a guard, or NULL. @dev, @ino: this program */
 const char *classify_guard(const struct process *p, uint64_t dev, uint64_t ino);
 
+/**
+ * classify_gives() - the largest piece of a guest's memory that a guard was
+ * told to give to its backend
+ *
+ * Return: bytes, from its --pool options; UINT64_MAX if only a device tree
+ * tells; 0 if it was told to give nothing
+ */
+uint64_t classify_gives(const struct process *p);
+
 /** classify_object() - set class and why from its name alone */
 void classify_object(struct object *o);
 

@@ -90,7 +90,7 @@ static void add_objects(const struct audit *a, json *root)
 
 	for (size_t i = 0; i < a->nobjs; i++) {
 		const struct object *o = &a->objs[i];
-		json *e;
+		json *e, *guards;
 
 		if (!o->id)
 			continue;
@@ -109,6 +109,10 @@ static void add_objects(const struct audit *a, json *root)
 		add_int(e, "mode", o->mode);
 		add_int(e, "uid", o->uid);
 		add_seals(e, o);
+		add_bool(e, "given", o->given);
+		guards = new_list(e, "guards");
+		for (size_t k = 0; k < o->ngivers; k++)
+			push_int(guards, (uint64_t)a->procs[o->givers[k]].pid);
 	}
 }
 
@@ -120,8 +124,9 @@ static void add_figures(json *e, const struct vm *vm, const struct seat *s)
 	add_int(e, "ram_mapped_bytes", s->ram_mapped);
 	add_int(e, "ram_fd_bytes", s->ram_fd);
 	add_int(e, "ram_could_reach_bytes", s->could);
-	add_int(e, "outside_bytes", audit_outside(s) ? s->ram : 0);
+	add_int(e, "outside_bytes", s->outside);
 	add_int(e, "pool_bytes", s->pool);
+	add_int(e, "foreign_pool_bytes", s->foreign);
 	add_bool(e, "write", s->write);
 	add(e, "ram_percent",
 	    json_object_new_double(
@@ -247,7 +252,7 @@ static int add_reaches(const struct audit *a, json *e, size_t i)
 /* Is process @i in what is shown? */
 static bool seated(const struct audit *a, size_t i, json *list, json *totals)
 {
-	uint64_t outside = 0, ram = 0, pool = 0;
+	uint64_t outside = 0, ram = 0, pool = 0, foreign = 0;
 	enum role role = ROLE_NONE;
 	const char *why = "reaches no memory of a virtual machine";
 	bool found = a->procs[i].asked || audit_matters(a, &a->procs[i]);
@@ -272,7 +277,8 @@ static bool seated(const struct audit *a, size_t i, json *list, json *totals)
 				role = s->role;
 				why = s->why;
 			}
-			outside += audit_outside(s) ? s->ram : 0;
+			outside += s->outside;
+			foreign += s->foreign;
 			ram += s->ram;
 			pool += s->pool;
 			e = new_entry(list);
@@ -285,6 +291,7 @@ static bool seated(const struct audit *a, size_t i, json *list, json *totals)
 	add_int(totals, "ram_bytes", ram);
 	add_int(totals, "outside_bytes", outside);
 	add_int(totals, "pool_bytes", pool);
+	add_int(totals, "foreign_pool_bytes", foreign);
 	return found;
 }
 

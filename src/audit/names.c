@@ -105,6 +105,20 @@ const char *audit_object_title(const struct object *o)
 	return o->name[0] ? o->name : "?";
 }
 
+const char *audit_givers(const struct audit *a, const struct object *o,
+			 char *buf)
+{
+	int first = o->ngivers ? (int)a->procs[o->givers[0]].pid : 0;
+	const char *by = o->given ? "given by" : "of";
+
+	if (o->ngivers > 1)
+		snprintf(buf, GIVERS_TEXT, "%s %zu guards (%d ...)", by,
+			 o->ngivers, first);
+	else
+		snprintf(buf, GIVERS_TEXT, "%s the guard %d", by, first);
+	return buf;
+}
+
 static bool has_cap(const struct process *p, unsigned int cap)
 {
 	return p->caps >> cap & 1;
@@ -130,5 +144,18 @@ bool audit_matters(const struct audit *a, const struct process *p)
 
 bool audit_outside(const struct seat *s)
 {
-	return s->ram && (s->role == ROLE_BACKEND || s->role == ROLE_OTHER_VMM);
+	return s->outside > 0;
+}
+
+bool audit_foreign(const struct audit *a, const struct seat *s, uint32_t obj)
+{
+	const struct object *o = &a->objs[obj];
+
+	if (o->class != CLASS_POOL || s->role == ROLE_VMM ||
+	    s->role == ROLE_GUARD)
+		return false;
+	for (size_t i = 0; i < o->nstrangers; i++)
+		if (o->strangers[i] == s->proc)
+			return true;
+	return s->role == ROLE_OTHER_VMM;
 }

@@ -6,6 +6,7 @@
  */
 #include "audit/scan.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -303,6 +304,25 @@ int audit_anon_object(struct audit *a, const struct process *p)
 	a->objs[i].deleted = true;
 	a->objs[i].size = ranges_bytes(&p->anon);
 	return i;
+}
+
+bool objects_held(const struct object *o, pid_t pid)
+{
+	bool found = false;
+	struct dirent *e;
+	char path[64];
+	struct stat st;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+	d = opendir(path);
+	while (d && !found && (e = readdir(d)))
+		found = e->d_name[0] != '.' &&
+			!fstatat(dirfd(d), e->d_name, &st, 0) &&
+			st.st_dev == o->dev && st.st_ino == o->ino;
+	if (d)
+		closedir(d);
+	return found;
 }
 
 void audit_seals(struct object *o)

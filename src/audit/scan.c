@@ -419,6 +419,8 @@ void audit_free(struct audit *a)
 	for (size_t i = 0; i < a->nobjs; i++) {
 		free(a->objs[i].name);
 		free(a->objs[i].open_path);
+		free(a->objs[i].givers);
+		free(a->objs[i].strangers);
 	}
 	for (size_t i = 0; i < a->nvms; i++) {
 		free(a->vms[i].members);

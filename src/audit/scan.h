@@ -41,6 +41,10 @@ int objects_of_map(struct audit *a, pid_t pid, const struct map_line *m);
 /** audit_anon_object() - the private memory of process @p; index or errno */
 int audit_anon_object(struct audit *a, const struct process *p);
 
+/** objects_held() - does process @pid hold a descriptor of @o, at this moment?
+ */
+bool objects_held(const struct object *o, pid_t pid);
+
 /** audit_seals() - find out the seals of an object, once it matters */
 void audit_seals(struct object *o);
 

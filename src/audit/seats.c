@@ -96,7 +96,10 @@ static int count_seat(const struct audit *a, struct vm *vm, struct seat *s)
 			return got;
 		mapped = ranges_bytes(&r.mapped);
 		bytes = r.nfds ? o->size : mapped;
-		if (o->class == CLASS_POOL) {
+		if (audit_foreign(a, s, vm->objs[i])) {
+			s->foreign += bytes;
+			s->write |= r.fd_w || r.writable.n;
+		} else if (o->class == CLASS_POOL) {
 			s->pool += bytes;
 		} else {
 			s->ram += bytes;
@@ -107,6 +110,8 @@ static int count_seat(const struct audit *a, struct vm *vm, struct seat *s)
 		}
 		audit_reach_free(&r);
 	}
+	if (s->role == ROLE_BACKEND || s->role == ROLE_OTHER_VMM)
+		s->outside = s->ram + s->foreign;
 	return 0;
 }
 
@@ -149,7 +154,7 @@ int seats_fill(struct audit *a, struct vm *vm)
 	int err;
 
 	for (size_t i = 0; i < a->nprocs; i++) {
-		bool self = i == vm->proc;
+		bool self = i == vm->proc, keep;
 		struct seat s = { 0 };
 
 		if (!self && a->procs[i].vm == (int)(vm - a->vms))
@@ -159,12 +164,13 @@ int seats_fill(struct audit *a, struct vm *vm)
 					  .why = vm->why }
 			 : seat_for(a, i);
 		err = count_seat(a, vm, &s);
-		if (!err && (self || s.ram || s.pool))
+		keep = self || s.ram || s.pool || s.foreign;
+		if (!err && keep)
 			err = audit_grow(&vm->seats, vm->nseats, &cap,
 					 sizeof(s));
 		if (err)
 			return err;
-		if (self || s.ram || s.pool)
+		if (keep)
 			vm->seats[vm->nseats++] = s;
 	}
 	qsort(vm->seats, vm->nseats, sizeof(*vm->seats), order_seats);

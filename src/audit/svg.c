@@ -119,13 +119,16 @@ static void hatch(struct page *pg, double x, double y, double w, double h,
 	cairo_restore(pg->cr);
 }
 
-static struct rgb colour(const struct seat *s, const struct object *o)
+static struct rgb colour(const struct page *pg, const struct seat *s,
+			 uint32_t obj)
 {
 	if (s->role == ROLE_VMM)
 		return blue;
 	if (s->role == ROLE_GUARD)
 		return teal;
-	return o->class == CLASS_POOL ? green : red;
+	if (pg->a->objs[obj].class != CLASS_POOL)
+		return red;
+	return audit_foreign(pg->a, s, obj) ? red : green;
 }
 
 /*
@@ -165,19 +168,22 @@ static void write_meta(struct page *pg, const struct object *o,
 		return;
 	fprintf(pg->meta,
 		"<moat:lane object=\"%u\" class=\"%s\" pid=\"%d\" role=\"%s\" "
-		"bytes=\"%llu\" mapped=\"%llu\" fd=\"%s\"/>\n",
+		"bytes=\"%llu\" mapped=\"%llu\" fd=\"%s\" foreign=\"%s\"/>\n",
 		o->id, audit_class_name(o->class),
 		(int)pg->a->procs[s->proc].pid, audit_role_name(s->role),
 		(unsigned long long)bytes,
 		(unsigned long long)ranges_bytes(&r->mapped),
-		r->nfds ? "yes" : "no");
+		r->nfds ? "yes" : "no",
+		audit_foreign(pg->a, s, r->obj) ? "yes" : "no");
 }
 
-static void lane_labels(struct page *pg, const struct object *o,
-			const struct seat *s, uint64_t bytes)
+static void lane_labels(struct page *pg, uint32_t obj, const struct seat *s,
+			uint64_t bytes)
 {
+	const struct object *o = &pg->a->objs[obj];
 	const struct process *p = &pg->a->procs[s->proc];
-	bool bad = audit_outside(s) && o->class == CLASS_RAM && bytes;
+	bool bad = audit_outside(s) && bytes &&
+		   (o->class == CLASS_RAM || audit_foreign(pg->a, s, obj));
 	char name[24], label[MAX_TEXT], size[24];
 	double base = pg->y + LANE_H / 2 + 4.5;
 
@@ -203,7 +209,7 @@ static int draw_lane(struct page *pg, const struct vm *vm, uint32_t obj,
 		     const struct seat *s)
 {
 	const struct object *o = &pg->a->objs[obj];
-	struct rgb c = colour(s, o);
+	struct rgb c = colour(pg, s, obj);
 	double solid = LANE_H;
 	struct reach r;
 	uint64_t bytes;
@@ -213,7 +219,7 @@ static int draw_lane(struct page *pg, const struct vm *vm, uint32_t obj,
 		return got;
 	bytes = r.nfds ? o->size : ranges_bytes(&r.mapped);
 	write_meta(pg, o, s, &r, bytes);
-	lane_labels(pg, o, s, bytes);
+	lane_labels(pg, obj, s, bytes);
 	if (pg->cr) {
 		frame(pg, BAR_X, pg->y, BAR_W, LANE_H, pale);
 		if (r.nfds) {
@@ -255,13 +261,15 @@ static int draw_object(struct page *pg, const struct vm *vm, uint32_t obj)
 {
 	const struct object *o = &pg->a->objs[obj];
 	bool pool = o->class == CLASS_POOL;
-	char name[40], size[24], label[MAX_TEXT];
+	char name[40], size[24], label[MAX_TEXT], givers[GIVERS_TEXT];
 
 	audit_escape(audit_object_title(o), name, sizeof(name));
 	put(pg, MARGIN, pg->y + 18, 14, true, ink, LEFT,
 	    pool ? "Pool" : "Guest RAM");
 	snprintf(label, sizeof(label), "%s, %s", audit_kind_name(o->kind),
-		 o->kind == OBJ_ANON ? "shared with nobody" : "offsets from 0");
+		 o->kind == OBJ_ANON ? "shared with nobody"
+		 : o->ngivers	     ? audit_givers(pg->a, o, givers)
+				     : "offsets from 0");
 	put(pg, MARGIN, pg->y + 34, 11, false, grey, LEFT, label);
 	put(pg, BAR_X - 14, pg->y + 18, 13, false, ink, RIGHT,
 	    audit_size(o->size, size));
@@ -290,7 +298,7 @@ static void verdict(struct page *pg, const struct vm *vm)
 	if (vm->outside)
 		snprintf(label, sizeof(label),
 			 "%zu process%s beside the VMM and its guard can reach "
-			 "this guest's RAM outside a pool",
+			 "this guest's RAM outside its own pool",
 			 vm->outside, vm->outside == 1 ? "" : "es");
 	else if (!pg->a->narrow)
 		snprintf(label, sizeof(label),
@@ -338,7 +346,7 @@ static void legend(struct page *pg)
 		{ &blue, "the VM itself", 130 },
 		{ &teal, "guard (trusted)", 142 },
 		{ &green, "pool, as meant", 138 },
-		{ &red, "guest RAM, exposed", 172 },
+		{ &red, "exposed", 106 },
 	};
 	double x = MARGIN;
 

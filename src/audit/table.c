@@ -38,9 +38,9 @@ static void print_seals(const struct object *o, FILE *f)
 		}
 }
 
-static void print_object(const struct object *o, FILE *f)
+static void print_object(const struct audit *a, const struct object *o, FILE *f)
 {
-	char name[96], size[24], data[24];
+	char name[96], size[24], data[24], givers[GIVERS_TEXT];
 
 	fprintf(f, "  %-4s %10s  %s (%s", audit_class_name(o->class),
 		audit_size(o->size, size),
@@ -49,6 +49,8 @@ static void print_object(const struct object *o, FILE *f)
 	if (o->statted)
 		fprintf(f, ", %s in use", audit_size(o->allocated, data));
 	print_seals(o, f);
+	if (o->ngivers)
+		fprintf(f, ", %s", audit_givers(a, o, givers));
 	if (!o->deleted && o->kind != OBJ_MEMFD)
 		fprintf(f, ", has a name: whoever may open it reaches it");
 	fputs(")\n", f);
@@ -79,6 +81,9 @@ static void print_seat(const struct audit *a, const struct vm *vm,
 		audit_size(s->pool, pool));
 	if (audit_outside(s))
 		fputs("  OUTSIDE", f);
+	if (s->foreign)
+		fprintf(f, "  %s of foreign pools",
+			audit_size(s->foreign, could));
 	if (s->role != ROLE_VMM && s->could > s->ram)
 		fprintf(f, "  can grow to %s", audit_size(s->could, could));
 	if (s->role == ROLE_BACKEND && audit_can_ptrace(p))
@@ -102,7 +107,14 @@ static void print_verdict(const struct audit *a, const struct vm *vm, FILE *f)
 				"  note: %d is taken for a guard by its name "
 				"only\n",
 				(int)p->pid);
-		if (audit_outside(s))
+		if (s->foreign)
+			fprintf(f,
+				"  => %s (%d) can reach %s of pools that are "
+				"not known to be its own: a pool is for one "
+				"backend\n",
+				name_of(p, name, sizeof(name)), (int)p->pid,
+				audit_size(s->foreign, size));
+		if (audit_outside(s) && s->ram)
 			fprintf(f,
 				"  => %s (%d) can %s %s of this guest's RAM; "
 				"`moat guard` would leave it a pool\n",
@@ -132,7 +144,7 @@ static void print_vm(const struct audit *a, size_t v, FILE *f)
 		vm->why, audit_size(vm->ram, ram),
 		audit_size(vm->ram_mapped, mapped));
 	for (size_t i = 0; i < vm->nobjs; i++)
-		print_object(&a->objs[vm->objs[i]], f);
+		print_object(a, &a->objs[vm->objs[i]], f);
 	fprintf(f, "  %8s %-24s %-9s %10s %6s %-9s %-2s %10s\n", "PID", "NAME",
 		"ROLE", "GUEST RAM", "", "HOW", "", "POOL");
 	for (size_t i = 0; i < vm->nseats; i++)

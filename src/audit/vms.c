@@ -5,10 +5,14 @@
  */
 #include "audit/audit.h"
 #include "audit/classify.h"
+#include "audit/pools.h"
 #include "audit/scan.h"
 #include "audit/seats.h"
+#include "audit/vms.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,7 +25,7 @@ struct work {
 	size_t cap_vms;
 };
 
-static int add_index(uint32_t **v, size_t *n, uint32_t x)
+int audit_add_index(uint32_t **v, size_t *n, uint32_t x)
 {
 	uint32_t *p;
 
@@ -36,12 +40,24 @@ static int add_index(uint32_t **v, size_t *n, uint32_t x)
 	return 0;
 }
 
-static int find_pid(const struct audit *a, pid_t pid)
+int audit_find_pid(const struct audit *a, pid_t pid)
 {
 	for (size_t i = 0; i < a->nprocs; i++)
 		if (a->procs[i].pid == pid)
 			return (int)i;
 	return -1;
+}
+
+int audit_add_private(struct audit *a, struct vm *vm)
+{
+	int obj = audit_anon_object(a, &a->procs[vm->proc]);
+
+	if (obj < 0)
+		return obj;
+	a->objs[obj].class = CLASS_RAM;
+	a->objs[obj].why = "the VMM's large private mappings: shared with "
+			   "nobody (a guess: its heap may be among them)";
+	return audit_add_index(&vm->objs, &vm->nobjs, (uint32_t)obj);
 }
 
 /* The first ancestor that runs the same program, or @i itself. */
@@ -52,7 +68,7 @@ static size_t root_of(const struct audit *a, size_t i)
 	/* a bound: pids can be used again while we read */
 	for (size_t steps = 0; steps < a->nprocs; steps++) {
 		const struct process *p = &a->procs[root];
-		int up = find_pid(a, p->ppid);
+		int up = audit_find_pid(a, p->ppid);
 
 		if (up < 0 || !p->exe_ino ||
 		    a->procs[up].exe_ino != p->exe_ino ||
@@ -99,7 +115,7 @@ static int join_vm(struct audit *a, size_t v, size_t i)
 {
 	struct process *p = &a->procs[i];
 	struct vm *vm = &a->vms[v];
-	int err = add_index(&vm->members, &vm->nmembers, (uint32_t)i);
+	int err = audit_add_index(&vm->members, &vm->nmembers, (uint32_t)i);
 
 	p->vm = (int)v;
 	for (size_t k = 0; !err && k < p->nreach; k++) {
@@ -112,7 +128,7 @@ static int join_vm(struct audit *a, size_t v, size_t i)
 			o->class = CLASS_RAM;
 			o->why = why;
 		}
-		err = add_index(&vm->objs, &vm->nobjs, p->reach[k].obj);
+		err = audit_add_index(&vm->objs, &vm->nobjs, p->reach[k].obj);
 	}
 	return err;
 }
@@ -122,7 +138,7 @@ static int new_vm(struct work *w, size_t i, const char *kind, const char *why)
 	struct audit *a = w->a;
 	struct process *p = &a->procs[i];
 	struct vm *vm;
-	int err, obj;
+	int err;
 
 	if (first_ram(a, p) < 0 && !p->anon.n)
 		return 0;
@@ -138,13 +154,7 @@ static int new_vm(struct work *w, size_t i, const char *kind, const char *why)
 	 * Nothing that is shared: then its large private mappings are the
 	 * guest's memory, and only ptrace(2) reaches them.
 	 */
-	obj = audit_anon_object(a, p);
-	if (obj < 0)
-		return obj;
-	a->objs[obj].class = CLASS_RAM;
-	a->objs[obj].why = "the VMM's large private mappings: shared with "
-			   "nobody (a guess: its heap may be among them)";
-	return add_index(&vm->objs, &vm->nobjs, (uint32_t)obj);
+	return audit_add_private(a, vm);
 }
 
 /* VMMs that were named to us, then those known by their program's name. */
@@ -223,7 +233,7 @@ static int find_weak(struct work *w)
 	for (size_t i = 0; !err && i < a->nprocs; i++)
 		if (w->verdicts[i].weak && a->procs[i].vm < 0 &&
 		    !a->procs[i].guard)
-			err = add_index(&order, &n, (uint32_t)i);
+			err = audit_add_index(&order, &n, (uint32_t)i);
 	if (n)
 		qsort_r(order, n, sizeof(*order), by_start, a);
 	for (size_t k = 0; !err && k < n; k++) {
@@ -240,26 +250,19 @@ static int find_weak(struct work *w)
 	return err;
 }
 
-/* The pools of a VM: those that its guards, or itself, hold. */
-static int find_pools(struct work *w, struct vm *vm)
+/* The program `moat` that lies beside this one: a guard that runs it is ours. */
+static int stat_moat(struct stat *st)
 {
-	struct audit *a = w->a;
-	size_t nram = vm->nobjs;
-	int err = 0;
+	char path[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+	char *slash;
 
-	for (size_t i = 0; !err && i < a->nprocs; i++) {
-		struct process *p = &a->procs[i];
-		bool holds = p->vm == (int)(vm - a->vms);
-
-		for (size_t k = 0; !holds && p->guard && k < p->nreach; k++)
-			for (size_t o = 0; o < nram; o++)
-				holds |= p->reach[k].obj == vm->objs[o];
-		for (size_t k = 0; holds && !err && k < p->nreach; k++)
-			if (a->objs[p->reach[k].obj].class == CLASS_POOL)
-				err = add_index(&vm->objs, &vm->nobjs,
-						p->reach[k].obj);
-	}
-	return err;
+	if (n <= 0)
+		return -1;
+	path[n] = 0;
+	slash = strrchr(path, '/');
+	snprintf(slash + 1, sizeof(path) - (size_t)(slash + 1 - path), "moat");
+	return stat(path, st);
 }
 
 static int classify_all(struct work *w)
@@ -268,7 +271,7 @@ static int classify_all(struct work *w)
 	struct stat self = { 0 };
 	int err;
 
-	if (stat("/proc/self/exe", &self))
+	if (stat_moat(&self))
 		self.st_ino = 0;
 	for (size_t i = 0; i < a->nobjs; i++)
 		classify_object(&a->objs[i]);
@@ -289,8 +292,8 @@ static int classify_all(struct work *w)
 		err = find_children(w);
 	if (!err)
 		err = find_weak(w);
-	for (size_t v = 0; !err && v < a->nvms; v++)
-		err = find_pools(w, &a->vms[v]);
+	if (!err)
+		err = pools_find(a);
 	for (size_t v = 0; !err && v < a->nvms; v++)
 		err = seats_fill(a, &a->vms[v]);
 	return err;

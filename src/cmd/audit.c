@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "audit/audit.h"
-#include "cmd/cmd.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_OUTSIDE = 3 };
 
@@ -225,7 +224,7 @@ static int run(const struct options *o)
 	return status;
 }
 
-int moat_cmd_audit(int argc, char **argv)
+int main(int argc, char **argv)
 {
 	struct options o = { 0 };
 	char name[] = "moat audit";

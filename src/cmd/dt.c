@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cmd/cmd.h"
 #include "dt/dt.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_FINDINGS = 3 };
@@ -405,7 +404,7 @@ static int run(const struct options *o)
 	return status;
 }
 
-int moat_cmd_dt(int argc, char **argv)
+int main(int argc, char **argv)
 {
 	struct options o = {
 		.size = 64u << 20,

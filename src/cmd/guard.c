@@ -17,7 +17,7 @@
 #define POOL_DEFAULT (UINT64_C(64) << 20)
 #define POOL_MIN (UINT64_C(64) << 10)
 #define POOL_MAX (UINT64_C(1) << 40)
-#define POLL_DEFAULT_US 32u
+#define POLL_DEFAULT_US 64u
 #define POLL_MAX_US 10000u
 
 enum {
@@ -76,7 +76,7 @@ static const struct argp_option options[] = {
 	  0 },
 	{ "poll-us", OPT_POLL, "N", 0,
 	  "look for work up to N microseconds before sleeping, while that pays "
-	  "off (default 32; 0: never)",
+	  "off (default 64; 0: never)",
 	  0 },
 	{ 0, 0, 0, 0, "The process:", 4 },
 	{ "once", OPT_ONCE, 0, 0, "end when the first VMM leaves", 0 },
@@ -151,12 +151,26 @@ static void parse_pool(const char *arg, struct args *a,
 					      MOAT_SLOT_SIZE * MOAT_SLOT_SIZE;
 }
 
+/* Add a pool; why not, or NULL. */
+static const char *add_pool(struct args *a, struct moat_dma_range r)
+{
+	struct moat_session_config *c = &a->config.session;
+
+	for (uint32_t i = 0; i < c->npools; i++)
+		if (r.addr - a->pools[i].addr < a->pools[i].size ||
+		    a->pools[i].addr - r.addr < r.size)
+			return "it overlaps another pool";
+	if (c->npools == POOLS_MAX)
+		return "there are 7 pools already, which is the most";
+	a->pools[c->npools++] = r;
+	return NULL;
+}
+
 /* ADDR+SIZE, in guest addresses, whole pages. */
 static void parse_pool_at(const char *arg, struct args *a,
 			  struct argp_state *state)
 {
-	struct moat_session_config *c = &a->config.session;
-	const char *plus = strchr(arg, '+');
+	const char *plus = strchr(arg, '+'), *why;
 	struct moat_dma_range r;
 	char *end;
 
@@ -170,10 +184,8 @@ static void parse_pool_at(const char *arg, struct args *a,
 			   "--pool=%s: ADDR+SIZE is needed, such as "
 			   "0x7c000000+64M, in whole pages",
 			   arg);
-	else if (c->npools == POOLS_MAX)
-		argp_error(state, "--pool: at most %u pools", POOLS_MAX);
-	else
-		a->pools[c->npools++] = r;
+	else if ((why = add_pool(a, r)))
+		argp_error(state, "--pool=%s: %s", arg, why);
 }
 
 static void parse_share(const char *arg, struct args *a,
@@ -370,8 +382,8 @@ static void print_capabilities(const struct moat_device_type *type)
 /* The pool that the device tree gives to this device: 0 or -1, logged. */
 static int pool_of_tree(struct args *a, struct moat_log *log)
 {
-	struct moat_session_config *c = &a->config.session;
 	struct moat_dt_pool pool;
+	const char *no;
 	struct moat_dt_why why;
 	void *fdt = NULL;
 	size_t size = 0;
@@ -388,9 +400,10 @@ static int pool_of_tree(struct args *a, struct moat_log *log)
 			why.text);
 		return -1;
 	}
-	if (c->npools == POOLS_MAX) {
-		log_err(log, "at most %u pools, the tree's included",
-			POOLS_MAX);
+	no = add_pool(a, (struct moat_dma_range){ pool.address, pool.size });
+	if (no) {
+		log_err(log, "the tree's pool %s can not be added to --pool: %s",
+			pool.path, no);
 		return -1;
 	}
 	if (pool.users > 1)
@@ -398,8 +411,6 @@ static int pool_of_tree(struct args *a, struct moat_log *log)
 			 "%s is the pool of %u devices: this backend sees the "
 			 "buffers of all of them; give each a pool of its own",
 			 pool.path, pool.users);
-	a->pools[c->npools++] = (struct moat_dma_range){ pool.address,
-							 pool.size };
 	return 0;
 }
 

@@ -17,7 +17,7 @@
 #define LINUX_REGIONS 64
 
 /* Linux's swiotlb: a slot, and the largest mapping (128 slots). */
-#define SLOT 2048u
+#define SLOT UINT64_C(2048)
 #define LARGEST_MAPPING (128 * SLOT)
 
 struct check {

@@ -40,7 +40,7 @@ static int devfn_of(const struct moat_dt *dt, int node)
 	const void *reg = dt_prop(dt, node, "reg", &len);
 
 	/* Linux: of_pci_get_devfn() wants five cells. */
-	if (!reg || len < 5 * 4)
+	if (!reg || len / 4 < 5)
 		return -1;
 	return (int)(dt_cells(reg, 1) >> 8 & 0xff);
 }
@@ -54,7 +54,7 @@ static uint64_t mmio_address(const struct moat_dt *dt, int node)
 
 	if (!dt_u32(dt, dt->nodes[node].parent, "#address-cells", &ac))
 		ac = 2;
-	if (!reg || ac < 1 || ac > 2 || len < ac * 4)
+	if (!reg || ac < 1 || ac > 2 || len / 4 < ac)
 		return 0;
 	return dt_cells(reg, ac);
 }

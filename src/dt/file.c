@@ -11,7 +11,7 @@
 
 static int read_all(int fd, void **out, size_t *size)
 {
-	size_t room = 64 * 1024, n = 0;
+	size_t room = 1 << 16, n = 0;
 	char *buf = NULL;
 
 	for (;;) {

@@ -10,14 +10,19 @@
 
 #include "dt/internal.h"
 
+static size_t entry_size(unsigned int ac, unsigned int sc)
+{
+	return ((size_t)ac + sc) * 4;
+}
+
 /* Entry @i of a reg; false if it is empty or its end wraps. */
 static bool reg_entry(const char *reg, size_t i, unsigned int ac,
 		      unsigned int sc, struct moat_dt_range *r)
 {
-	const char *p = reg + i * (ac + sc) * 4;
+	const char *p = reg + i * entry_size(ac, sc);
 
 	r->start = dt_cells(p, ac);
-	r->size = dt_cells(p + ac * 4, sc);
+	r->size = dt_cells(p + (size_t)ac * 4, sc);
 	return r->size && r->start + (r->size - 1) >= r->start;
 }
 
@@ -26,7 +31,7 @@ static int add_ram(struct moat_dt *dt, int node, struct moat_dt_why *why)
 	const char *name = dt_has(dt, node, "linux,usable-memory")
 				   ? "linux,usable-memory"
 				   : "reg";
-	size_t entry = (dt->addr_cells + dt->size_cells) * 4, len;
+	size_t entry = entry_size(dt->addr_cells, dt->size_cells), len;
 	const char *reg = dt_prop(dt, node, name, &len);
 
 	if (!reg || !len || len % entry) {
@@ -102,7 +107,7 @@ static int add_region(struct moat_dt *dt, const struct moat_dt_region *r,
 static int add_reserved(struct moat_dt *dt, int node, unsigned int ac,
 			unsigned int sc, struct moat_dt_why *why)
 {
-	size_t entry = (ac + sc) * 4, len;
+	size_t entry = entry_size(ac, sc), len;
 	const char *reg = dt_prop(dt, node, "reg", &len);
 	struct moat_dt_region r = {
 		.node = node,

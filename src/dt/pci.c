@@ -15,20 +15,23 @@
 static int parse_unit(const char *name, size_t len)
 {
 	char buf[MOAT_DT_NAME_MAX + 1], unit[16];
-	unsigned int slot, function = 0;
-	const char *at;
+	unsigned long slot, function = 0;
+	char *at, *end;
 
 	if (len >= sizeof(buf))
 		return -1;
 	memcpy(buf, name, len);
 	buf[len] = 0;
 	at = strchr(buf, '@');
-	if (!at || at == buf || strlen(at) > 5 ||
-	    sscanf(at + 1, "%x,%x", &slot, &function) < 1 || slot > 31 ||
-	    function > 7)
+	if (!at || at == buf)
+		return -1;
+	slot = strtoul(at + 1, &end, 16);
+	if (*end == ',')
+		function = strtoul(end + 1, &end, 16);
+	if (*end || slot > 31 || function > 7)
 		return -1;
 	/* Only as it is written canonically: a path has one spelling. */
-	snprintf(unit, sizeof(unit), strchr(at, ',') ? "%x,%x" : "%x", slot,
+	snprintf(unit, sizeof(unit), strchr(at, ',') ? "%lx,%lx" : "%lx", slot,
 		 function);
 	return strcmp(unit, at + 1) ? -1 : (int)(slot << 3 | function);
 }

@@ -70,13 +70,13 @@ static void add_bank(struct build *b, uint64_t size, bool pool)
 	add(b, "node,nodeid=%u,memdev=%s", b->nodes++, id);
 }
 
-static int compare_regions(const void *a, const void *b)
+/* Puts a region where it belongs in an array sorted by address. */
+static void insert(const struct moat_dt_region **v, size_t n,
+		   const struct moat_dt_region *r)
 {
-	const struct moat_dt_region *const *x = a, *const *y = b;
-
-	if ((*x)->range.start != (*y)->range.start)
-		return (*x)->range.start < (*y)->range.start ? -1 : 1;
-	return 0;
+	for (; n && v[n - 1]->range.start > r->range.start; n--)
+		v[n] = v[n - 1];
+	v[n] = r;
 }
 
 /* The pools, sorted by address, each proven to be a bank of its own. */
@@ -91,12 +91,11 @@ static int sort_pools(struct build *b,
 		const struct moat_dt_region *r = &dt->regions[i];
 
 		if (r->pool && !dt->nodes[r->node].disabled)
-			pools[(*n)++] = r;
+			insert(pools, (*n)++, r);
 	}
 	if (!*n)
 		return dt_fail(b->why, -EINVAL,
 			       "there is no pool: `moat dt add-pool` adds one");
-	qsort(pools, *n, sizeof(*pools), compare_regions);
 	for (size_t i = 0; i < *n; i++) {
 		const struct moat_dt_range *r = &pools[i]->range;
 
@@ -211,7 +210,7 @@ static int add_device(struct build *b, const struct moat_dt_device *d)
 	bool pci = d->kind != MOAT_DT_VIRTIO_MMIO;
 	const char *type = b->how->type;
 	unsigned int i = b->chardevs++;
-	char bus[64], name[64], backend[64];
+	char bus[64], name[64], backend[64], tag[32] = "";
 	int err = 0;
 
 	if (!pci)
@@ -233,13 +232,28 @@ static int add_device(struct build *b, const struct moat_dt_device *d)
 		snprintf(backend, sizeof(backend), "netdev=moat-net%u", i);
 	}
 	device_name(type, pci, name);
-	add(b, "-device");
 	if (!strcmp(type, "fs"))
-		add(b, "%s,%s,tag=moat%u,iommu_platform=on,%s", name, backend,
-		    i, bus);
-	else
-		add(b, "%s,%s,iommu_platform=on,%s", name, backend, bus);
+		snprintf(tag, sizeof(tag), ",tag=moat%u", i);
+	add(b, "-device");
+	/* A transitional device cannot have ACCESS_PLATFORM. */
+	add(b, "%s,%s%s,iommu_platform=on%s,%s", name, backend, tag,
+	    pci ? ",disable-legacy=on" : "", bus);
 	return 0;
+}
+
+static int add_devices(struct build *b, bool hosts)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < b->dt->ndevices && !err; i++) {
+		const struct moat_dt_device *d = &b->dt->devices[i];
+
+		if (d->pool >= 0 && !d->inherited &&
+		    d->kind != MOAT_DT_PCI_BRIDGE &&
+		    hosts == (d->kind == MOAT_DT_PCI_HOST))
+			err = add_device(b, d);
+	}
+	return err;
 }
 
 int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
@@ -252,7 +266,6 @@ int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
 	memset(args, 0, sizeof(*args));
 	err = add_memory(&b);
 	add(&b, "-dtb");
-	/* In a value, QEMU's own separator is doubled; -dtb takes none. */
 	add(&b, "%s", how->dtb);
 	for (size_t i = 0; i < dt->ndevices && !err; i++)
 		mmio |= dt->devices[i].kind == MOAT_DT_VIRTIO_MMIO &&
@@ -261,13 +274,9 @@ int moat_dt_qemu_args(const struct moat_dt *dt, const struct moat_dt_qemu *how,
 		add(&b, "-global");
 		add(&b, "virtio-mmio.force-legacy=false");
 	}
-	for (size_t i = 0; i < dt->ndevices && !err; i++) {
-		const struct moat_dt_device *d = &dt->devices[i];
-
-		if (d->pool >= 0 && !d->inherited &&
-		    d->kind != MOAT_DT_PCI_BRIDGE)
-			err = add_device(&b, d);
-	}
+	err = err ? err : add_devices(&b, false);
+	/* Last, for QEMU gives it a slot that is free by then. */
+	err = err ? err : add_devices(&b, true);
 	return err ? err : b.no_memory ? dt_fail(why, -ENOMEM, "no memory") : 0;
 }
 

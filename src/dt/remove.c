@@ -185,30 +185,35 @@ static bool reserved_is_empty(const struct moat_dt *dt)
 	return n == 3; /* the cells and ranges, or it would be ignored */
 }
 
+static int remove_marked(struct dt_edit *e, const struct moat_dt_remove *rm)
+{
+	unsigned char *marks = calloc(e->dt->nnodes, 1);
+	bool touched;
+	int err;
+
+	if (!marks)
+		return dt_fail(e->why, -ENOMEM, "no memory");
+	err = mark(e, marks, rm);
+	if (!err)
+		err = sweep(e, marks);
+	touched = e->dt->reserved >= 0 && marks[e->dt->reserved];
+	free(marks);
+	if (!err)
+		err = dt_edit_again(e);
+	if (err || !touched || !reserved_is_empty(e->dt))
+		return err;
+	return dt_edit_err(e, fdt_del_node(e->buf,
+					   dt_edit_offset(e, e->dt->reserved)));
+}
+
 int moat_dt_remove_pools(const void *fdt, size_t size,
 			 const struct moat_dt_remove *rm, void **out,
 			 size_t *out_size, struct moat_dt_why *why)
 {
 	struct dt_edit e;
-	unsigned char *marks = NULL;
-	bool touched = false;
 	int err = dt_edit_begin(&e, fdt, size, 0, why);
 
-	if (!err) {
-		marks = calloc(e.dt->nnodes, 1);
-		err = marks ? mark(&e, marks, rm)
-			    : dt_fail(why, -ENOMEM, "no memory");
-	}
 	if (!err)
-		err = sweep(&e, marks);
-	if (!err) {
-		touched = e.dt->reserved >= 0 && marks[e.dt->reserved];
-		err = dt_edit_again(&e);
-	}
-	if (!err && touched && reserved_is_empty(e.dt))
-		err = dt_edit_err(
-			&e, fdt_del_node(e.buf,
-					 dt_edit_offset(&e, e.dt->reserved)));
-	free(marks);
+		err = remove_marked(&e, rm);
 	return dt_edit_end(&e, err, out, out_size);
 }

@@ -130,8 +130,8 @@ int dt_find(const struct moat_dt *dt, const char *path)
 		return -ENOENT;
 	last = strrchr(path, '/') + 1;
 	for (size_t i = 0; i < dt->nnodes; i++) {
-		if (strcmp(dt_name(dt, (int)i), last) ||
-		    strcmp(moat_dt_path(dt, (int)i, buf), path))
+		if (strcmp(dt_name(dt, (int)i), last) != 0 ||
+		    strcmp(moat_dt_path(dt, (int)i, buf), path) != 0)
 			continue;
 		if (found >= 0)
 			return -EEXIST;
@@ -255,7 +255,7 @@ static int add_node(struct moat_dt *dt, int offset, int depth, int *at_depth,
 		return dt_fail(why, -E2BIG, "there are more than %u nodes",
 			       MOAT_DT_NODES_MAX);
 	if (dt->nnodes == *room) {
-		*room = *room ? 2 * *room : 256;
+		*room *= 2;
 		n = reallocarray(dt->nodes, *room, sizeof(*n));
 		if (!n)
 			return dt_fail(why, -ENOMEM, "no memory");
@@ -284,8 +284,11 @@ static int load_nodes(struct moat_dt *dt, struct moat_dt_why *why)
 {
 	int at_depth[MOAT_DT_DEPTH_MAX + 1];
 	int offset = 0, depth = 0, err;
-	size_t room = 0;
+	size_t room = 256;
 
+	dt->nodes = calloc(room, sizeof(*dt->nodes));
+	if (!dt->nodes)
+		return dt_fail(why, -ENOMEM, "no memory");
 	do {
 		err = add_node(dt, offset, depth, at_depth, &room, why);
 		if (err)
@@ -316,10 +319,11 @@ static int check_header(const void *fdt, size_t size, struct moat_dt_why *why)
 			       "(.dts) has to go through dtc first");
 	/* libfdt 1.6.1 crashes in the root's name, which older ones have. */
 	if (fdt_version(fdt) < 16)
-		return dt_fail(why, -EINVAL,
-			       "version %u of the format is too old; dtc writes "
-			       "version 17",
-			       fdt_version(fdt));
+		return dt_fail(
+			why, -EINVAL,
+			"version %u of the format is too old; dtc writes "
+			"version 17",
+			fdt_version(fdt));
 	if (fdt_totalsize(fdt) > size)
 		return dt_fail(why, -EINVAL,
 			       "cut off: the header tells of %u bytes, the "

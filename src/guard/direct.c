@@ -60,6 +60,15 @@ int moat_direct_start(struct moat_vring_ctl *v)
 
 int moat_direct_stop(struct moat_vring_ctl *v)
 {
-	return moat_vu_client_get_vring_base(&v->session->client, v->index,
-					     &v->base);
+	const struct moat_session *s = v->session;
+	uint32_t base;
+	int ret = moat_vu_client_get_vring_base(&v->session->client, v->index,
+						&base);
+
+	if (ret)
+		return ret;
+	/* A split ring's is an index (2.7); the VMM is to get nothing else. */
+	v->base = s->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED) ? base
+							       : base & 0xffff;
+	return 0;
 }

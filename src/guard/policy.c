@@ -42,6 +42,7 @@ static const struct moat_device_type types[] = {
 /* Offsets in struct virtio_blk_config (virtio 1.4, 5.2.4). */
 #define BLK_SIZE_MAX 8u
 #define BLK_SEG_MAX 12u
+#define BLK_LIMITS_END 16u
 
 /* Device-specific feature bits: 0 to 23, 50 and up (virtio 1.4, 2.2). */
 #define DEVICE_BITS (((UINT64_C(1) << 24) - 1) | ~((UINT64_C(1) << 50) - 1))
@@ -158,6 +159,21 @@ static void clamp_blk(uint32_t *size_max, uint32_t *seg_max, uint64_t limit)
 			per_seg > UINT32_MAX ? UINT32_MAX : (uint32_t)per_seg;
 }
 
+void moat_policy_config_range(const struct moat_device_type *type,
+			      uint32_t *offset, uint32_t *size)
+{
+	uint32_t end = *offset + *size;
+
+	if (type->virtio_id != VIRTIO_ID_BLOCK || end <= BLK_SIZE_MAX ||
+	    *offset >= BLK_LIMITS_END)
+		return;
+	if (*offset > BLK_SIZE_MAX)
+		*offset = BLK_SIZE_MAX;
+	if (end < BLK_LIMITS_END)
+		end = BLK_LIMITS_END;
+	*size = end - *offset;
+}
+
 void moat_policy_config(const struct moat_device_type *type,
 			struct moat_vu_config *config, uint64_t limit)
 {
@@ -166,9 +182,8 @@ void moat_policy_config(const struct moat_device_type *type,
 
 	if (type->virtio_id != VIRTIO_ID_BLOCK)
 		return;
-	/* The session always reads both fields together with what was asked. */
 	if (config->offset > BLK_SIZE_MAX ||
-	    config->offset + config->size < BLK_SEG_MAX + 4)
+	    config->offset + config->size < BLK_LIMITS_END)
 		return;
 	at = config->data - config->offset;
 	size_max = get_le32(at + BLK_SIZE_MAX);

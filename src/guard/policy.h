@@ -79,8 +79,16 @@ uint64_t moat_policy_accept(enum moat_share_mode mode, uint64_t backend,
 			    uint64_t driver);
 
 /**
+ * moat_policy_config_range() - what to read to answer a part of a config space
+ * @offset: of the part; @size: its bytes; both are widened where limits that
+ *	moat_policy_config() changes depend on one another
+ */
+void moat_policy_config_range(const struct moat_device_type *type,
+			      uint32_t *offset, uint32_t *size);
+
+/**
  * moat_policy_config() - bring limits in a config space down to the pool
- * @config: as read from the backend
+ * @config: as read from the backend, of a range as above
  * @limit: bytes of the largest request that fits
  */
 void moat_policy_config(const struct moat_device_type *type,

@@ -12,8 +12,9 @@
 
 /* A stopping queue waits this long in all for requests under way. */
 #define DRAIN_TOTAL_MS 10000u
-/* And this long once another queue of the session has waited in vain. */
+/* Once another queue of the session has waited in vain: without progress ... */
 #define DRAIN_IMPATIENT_MS 50u
+#define DRAIN_IMPATIENT_TOTAL_MS 500u /* ... and in all */
 /* Room for requests below this is no use to any driver. */
 #define ROOM_MIN (8u * MOAT_SLOT_SIZE)
 
@@ -200,8 +201,16 @@ static int make_fds(struct moat_vring_ctl *v)
 {
 	v->rq.kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	v->back_call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (v->rq.kick_fd < 0 || v->back_call_fd < 0)
-		return -errno;
+	if (v->rq.kick_fd < 0 || v->back_call_fd < 0) {
+		int ret = -errno;
+
+		log_err(v->session->log,
+			"queue %u: can not make an eventfd: %s: refused; allow "
+			"the guard more open files (ulimit -n), five for each "
+			"queue",
+			v->index, strerror(-ret));
+		return ret;
+	}
 	v->rq.kick.fd = v->kick_fd;
 	v->rq.call.fd = v->back_call_fd;
 	v->rq.call_fd = v->call_fd;
@@ -215,6 +224,7 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 	struct moat_session *s = v->session;
 	const struct moat_drvq *drv = &v->rq.relay.drv;
 	struct moat_vu_vring_addr addr;
+	uint32_t ignored;
 	int ret = build(v, front, &addr);
 
 	if (!ret)
@@ -231,10 +241,22 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 				"queue %u: its kick fd can not be waited on "
 				"(%s): refused; it has to be an eventfd",
 				v->index, strerror(-ret));
+		/* The backend must not go on with a ring that is taken away. */
+		if (ret)
+			moat_vu_client_get_vring_base(&s->client, v->index,
+						      &ignored);
 	}
 	if (ret)
 		tear_down(v);
 	return ret;
+}
+
+static uint32_t patience_ms(const struct moat_session *s)
+{
+	uint32_t ms = s->config->type->drain_ms;
+
+	return s->impatient && ms > DRAIN_IMPATIENT_MS ? DRAIN_IMPATIENT_MS :
+							 ms;
 }
 
 /* Let the backend finish what it has, as long as it makes progress. */
@@ -243,10 +265,10 @@ static void drain(struct moat_vring_ctl *v)
 	struct moat_session *s = v->session;
 	struct moat_relay_queue *q = &v->rq.relay;
 	uint64_t now = moat_now_ns();
-	uint64_t end = now + DRAIN_TOTAL_MS * (uint64_t)MOAT_NS_PER_MS;
-	uint64_t quiet =
-		(uint64_t)MOAT_NS_PER_MS *
-		(s->impatient ? DRAIN_IMPATIENT_MS : s->config->type->drain_ms);
+	uint64_t total =
+		s->impatient ? DRAIN_IMPATIENT_TOTAL_MS : DRAIN_TOTAL_MS;
+	uint64_t end = now + total * MOAT_NS_PER_MS;
+	uint64_t quiet = (uint64_t)MOAT_NS_PER_MS * patience_ms(s);
 	uint64_t next = now + quiet;
 	unsigned int did;
 

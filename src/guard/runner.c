@@ -7,6 +7,7 @@
 
 #define BUDGET 64u /* requests of one queue, each way, in one round */
 #define ROUNDS 16u /* between two looks at the control plane */
+#define QUIET_ROUNDS 128u /* without work, before a queue goes idle alone */
 #define WINDOW_MIN_NS 4000u
 #define LOOKS 32u /* at the rings, before others may have the processor */
 
@@ -15,7 +16,7 @@ void moat_runner_init(struct moat_runner *r, struct moat_loop *loop,
 {
 	r->loop = loop;
 	r->poll_max_ns = (uint64_t)poll_us * 1000;
-	r->queues = r->active = NULL;
+	r->active = r->starved = NULL;
 	r->window_ns = 0;
 	r->idle_since_ns = moat_now_ns();
 }
@@ -48,6 +49,7 @@ void moat_runner_wake(struct moat_runner *r, struct moat_runner_queue *q)
 		moat_alarm_on(r->alarm);
 	}
 	q->active = true;
+	q->quiet = 0;
 	q->next_active = r->active;
 	r->active = q;
 	moat_relay_notify_off(&q->relay);
@@ -66,7 +68,7 @@ int moat_runner_attach(struct moat_runner *r, struct moat_runner_queue *q)
 	int ret = 0;
 
 	q->runner = r;
-	q->active = q->said_broken = false;
+	q->active = q->listed = q->said_broken = false;
 	q->kick.ready = q->call.ready = on_event;
 	q->kick.arg = q->call.arg = q;
 	if (q->kick.fd >= 0)
@@ -77,8 +79,6 @@ int moat_runner_attach(struct moat_runner *r, struct moat_runner_queue *q)
 		moat_loop_unwatch(r->loop, &q->kick);
 		return ret;
 	}
-	q->next = r->queues;
-	r->queues = q;
 	/* What was posted before we watched caused no event. */
 	moat_runner_wake(r, q);
 	return 0;
@@ -105,9 +105,9 @@ void moat_runner_detach(struct moat_runner *r, struct moat_runner_queue *q)
 	drop_active(r, q);
 	if (!r->active)
 		moat_alarm_off(r->alarm);
-	for (p = &r->queues; *p; p = &(*p)->next)
+	for (p = &r->starved; *p; p = &(*p)->next_starved)
 		if (*p == q) {
-			*p = q->next;
+			*p = q->next_starved;
 			break;
 		}
 }
@@ -140,23 +140,59 @@ static unsigned int serve(struct moat_runner *r, struct moat_runner_queue *q)
 	if ((done | taken) & MOAT_RELAY_CALL)
 		moat_eventfd_signal(q->call_fd);
 	say_broken(r, q);
+	if (q->relay.starved && !q->listed) {
+		q->listed = true;
+		q->next_starved = r->starved;
+		r->starved = q;
+	}
 	return done | taken;
 }
 
 void moat_runner_wake_starved(struct moat_runner *r)
 {
-	for (struct moat_runner_queue *q = r->queues; q; q = q->next)
+	struct moat_runner_queue *q = r->starved, *next;
+
+	/* Those that still find no room come back in their next turn. */
+	for (r->starved = NULL; q; q = next) {
+		next = q->next_starved;
+		q->listed = false;
 		if (q->relay.starved)
 			moat_runner_wake(r, q);
+	}
+}
+
+/* Ask for notifications again; false if there is work by then. */
+static bool goes_idle(struct moat_runner_queue *q)
+{
+	if (moat_relay_notify_on(&q->relay)) {
+		moat_relay_notify_off(&q->relay);
+		q->quiet = 0;
+		return false;
+	}
+	q->active = false;
+	return true;
 }
 
 /* One round over the active queues; false if none had work. */
 static bool round_of(struct moat_runner *r)
 {
+	struct moat_runner_queue **p = &r->active, *q;
 	unsigned int all = 0;
 
-	for (struct moat_runner_queue *q = r->active; q; q = q->next_active)
-		all |= serve(r, q);
+	while ((q = *p)) {
+		unsigned int did = serve(r, q);
+
+		all |= did;
+		if (did & (MOAT_RELAY_MOVED | MOAT_RELAY_MORE))
+			q->quiet = 0;
+		/* The last one goes idle with the runner: see go_idle(). */
+		else if (++q->quiet > QUIET_ROUNDS && r->active->next_active &&
+			 goes_idle(q)) {
+			*p = q->next_active;
+			continue;
+		}
+		p = &q->next_active;
+	}
 	if (all & MOAT_RELAY_MOVED)
 		moat_runner_wake_starved(r);
 	return all & (MOAT_RELAY_MOVED | MOAT_RELAY_MORE);
@@ -198,21 +234,16 @@ static bool poll_for_work(const struct moat_runner *r)
 	}
 }
 
-/* Ask for notifications again; queues that have work by then stay active. */
+/* Queues that have work by then stay active. */
 static void go_idle(struct moat_runner *r)
 {
 	struct moat_runner_queue **p = &r->active;
 
 	while (*p) {
-		struct moat_runner_queue *q = *p;
-
-		if (moat_relay_notify_on(&q->relay)) {
-			moat_relay_notify_off(&q->relay);
-			p = &q->next_active;
-		} else {
-			*p = q->next_active;
-			q->active = false;
-		}
+		if (goes_idle(*p))
+			*p = (*p)->next_active;
+		else
+			p = &(*p)->next_active;
 	}
 	if (!r->active) {
 		r->idle_since_ns = moat_now_ns();

@@ -8,7 +8,9 @@
  * one asks for none and is served in turn with the other active ones, each
  * turn within a budget. When no active queue has work the runner looks again
  * for a window of up to poll-us before it goes idle; the window grows while
- * that pays off and shrinks while it does not.
+ * that pays off and shrinks while it does not. Where others have work, a queue
+ * that has had none for many rounds goes idle by itself: what a round costs
+ * depends on the queues in use, not on those that there are.
  */
 #ifndef MOAT_GUARD_RUNNER_H
 #define MOAT_GUARD_RUNNER_H
@@ -35,8 +37,10 @@ struct moat_runner_queue {
 	/* private */
 	struct moat_runner *runner;
 	struct moat_runner_queue *next_active;
-	struct moat_runner_queue *next;
+	struct moat_runner_queue *next_starved;
+	uint32_t quiet; /* rounds without work */
 	bool active;
+	bool listed; /* in the list of starved ones */
 	bool said_broken;
 };
 
@@ -46,8 +50,8 @@ struct moat_runner {
 	uint64_t poll_max_ns;
 	struct moat_alarm *alarm; /* on while it is active; NULL: none */
 	/* private */
-	struct moat_runner_queue *queues;
 	struct moat_runner_queue *active;
+	struct moat_runner_queue *starved; /* and some that were */
 	uint64_t window_ns;
 	uint64_t idle_since_ns;
 };

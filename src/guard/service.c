@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -17,8 +18,11 @@
 #include "os/sock.h"
 
 #define BACKEND_START_MS 10000u /* a backend may take to listen */
+#define BACKEND_LOOK_MS 100u	/* is it still there? */
 #define BACKEND_AGAIN_MS 2000u	/* and to listen again */
 #define CHILD_GRACE_MS 3000u
+#define FDS_WANTED (5u * MOAT_VU_VRINGS_MAX + 256u)
+#define CHILD_ENDS_MS 200 /* a child may end when its VMM has left */
 
 struct service {
 	const struct moat_service_config *config;
@@ -47,7 +51,8 @@ static const struct moat_syscall syscalls[] = {
 	{ "epoll_ctl" }, { "eventfd2" }, { "close" }, { "fcntl" },
 	{ "accept4" }, { "connect" }, { "socket", 1, AF_UNIX },
 	{ "socketpair", 1, AF_UNIX }, { "memfd_create" }, { "ftruncate" },
-	{ "fstat" }, { "newfstatat" }, { "munmap" }, { "madvise" },
+	{ "fstat" }, { "newfstatat" }, { "fstatfs" }, { "munmap" },
+	{ "madvise" },
 	{ "mremap" }, { "brk" }, { "futex" }, { "clock_gettime" },
 	{ "getrandom" }, { "rt_sigprocmask" }, { "rt_sigreturn" },
 	{ "timer_settime" }, { "restart_syscall" }, { "sched_yield" },
@@ -114,6 +119,20 @@ static void open_udmabuf(struct service *v)
 			open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
 }
 
+/*
+ * Each queue has up to five fds; the usual soft limit of 1024 is less than the
+ * queues that a device can have. Not before the child, which may rely on it.
+ */
+static void raise_fd_limit(void)
+{
+	struct rlimit l;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) || l.rlim_cur >= FDS_WANTED)
+		return;
+	l.rlim_cur = l.rlim_max < FDS_WANTED ? l.rlim_max : FDS_WANTED;
+	setrlimit(RLIMIT_NOFILE, &l);
+}
+
 static int start_child(struct service *v)
 {
 	int ret;
@@ -130,6 +149,38 @@ static int start_child(struct service *v)
 	return moat_loop_watch(&v->loop, &v->child_src, false);
 }
 
+/* A child that ends with its VMM, as virtiofsd does, has done its work. */
+static bool child_is_done(struct service *v)
+{
+	struct pollfd p = { .fd = v->child.pidfd, .events = POLLIN };
+
+	if (!v->config->exec || !v->vmm_served)
+		return false;
+	/* It sees its VMM leave when we do, and may take a moment to end. */
+	return poll(&p, 1, CHILD_ENDS_MS) > 0;
+}
+
+/* -ECHILD if it has ended and nobody listens in its place. */
+static int connect_child(struct service *v)
+{
+	struct pollfd p = { .fd = v->child.pidfd, .events = POLLIN };
+	unsigned int waited = 0;
+	int fd;
+
+	do {
+		bool ended = poll(&p, 1, 0) > 0;
+
+		fd = moat_sock_connect_wait(v->child.path,
+					    ended ? 0 : BACKEND_LOOK_MS,
+					    v->session_config.abort_fd);
+		if (ended && (fd == -ENOENT || fd == -ECONNREFUSED))
+			return -ECHILD;
+		waited += BACKEND_LOOK_MS;
+	} while ((fd == -ENOENT || fd == -ECONNREFUSED || fd == -EAGAIN) &&
+		 waited < BACKEND_START_MS);
+	return fd;
+}
+
 static int connect_backend(struct service *v)
 {
 	const char *path = v->config->backend;
@@ -140,10 +191,17 @@ static int connect_backend(struct service *v)
 		return v->child.fd >= 0 ? moat_fd_take(&v->child.fd) : -EPIPE;
 	if (v->config->exec) {
 		path = v->child.path;
-		ms = BACKEND_START_MS;
+		fd = connect_child(v);
+	} else {
+		fd = moat_sock_connect_wait(path, ms,
+					    v->session_config.abort_fd);
 	}
-	fd = moat_sock_connect_wait(path, ms, v->session_config.abort_fd);
-	if (fd < 0 && fd != -EINTR)
+	if (fd == -ECHILD)
+		log_err(v->log,
+			"the backend '%s' has ended and listens nowhere; see "
+			"its own messages, and its options",
+			v->config->exec[0]);
+	else if (fd < 0 && fd != -EINTR)
 		log_err(v->log,
 			"can not connect to the backend at %s: %s; is it "
 			"running?",
@@ -179,7 +237,7 @@ static int enter_sandbox(struct service *v)
 		log_warn(v->log, "runs without its sandbox (--sandbox=none)");
 		return 0;
 	}
-	ret = moat_sandbox_privileges();
+	ret = moat_sandbox_privileges(v->config->exec != NULL);
 	if (!ret)
 		ret = moat_sandbox_syscalls(syscalls);
 	if (ret)
@@ -203,13 +261,17 @@ static void run_session(struct service *v)
 		if (v->vmm_fd >= 0) {
 			log_info(v->log, "a VMM has connected");
 			v->vmm_served = true;
-			moat_session_serve(s, moat_fd_take(&v->vmm_fd));
+			if (moat_session_serve(s, moat_fd_take(&v->vmm_fd)))
+				moat_session_finish(s,
+						    MOAT_SESSION_VMM_REFUSED);
 		}
 		moat_loop_wait(&v->loop, wait);
 		/* A child that ends closes its socket: that says it all. */
 		if (v->child_ended && s->end == MOAT_SESSION_RUNNING &&
-		    s->server.conn.fd < 0)
+		    s->server.conn.fd < 0) {
+			log_err(v->log, "the backend has ended");
 			s->end = MOAT_SESSION_BACKEND_GONE;
+		}
 	}
 	moat_loop_unwatch(&v->loop, &v->listen_src);
 }
@@ -218,7 +280,9 @@ static void run_session(struct service *v)
 static int judge(struct service *v)
 {
 	struct moat_session *s = v->session;
-	bool once = v->config->once || v->config->fd >= 0;
+	/* A backend that was handed its one connection can have no other. */
+	bool once = v->config->once || v->config->fd >= 0 ||
+		    (v->config->exec && !v->child.has_path);
 
 	if (v->stopping)
 		return 1;
@@ -226,13 +290,13 @@ static int judge(struct service *v)
 	case MOAT_SESSION_VMM_LEFT:
 		log_info(v->log,
 			 "the VMM has left; %llu bytes bounced, %llu bytes by "
-			 "reference; %llu of %llu KiB of the pool were used at "
-			 "most",
+			 "reference; buffers took at most %llu of %llu KiB of "
+			 "the pool",
 			 (unsigned long long)s->bytes_bounced,
 			 (unsigned long long)s->bytes_shared,
 			 (unsigned long long)s->pool.stats.high_water *
 				 (MOAT_SLOT_SIZE / 1024),
-			 (unsigned long long)s->pool_mem.size / 1024);
+			 (unsigned long long)s->config->pool_size / 1024);
 		return once ? 1 : 0;
 	case MOAT_SESSION_VMM_REFUSED:
 		return once ? -EPROTO : 0;
@@ -248,8 +312,13 @@ static int turn(struct service *v)
 {
 	struct moat_session *s = v->session;
 	bool first = !v->vmm_served;
-	int ret, fd = connect_backend(v);
+	int ret, fd;
 
+	if (child_is_done(v)) {
+		log_info(v->log, "the backend has ended with its VMM");
+		return 1;
+	}
+	fd = connect_backend(v);
 	if (v->stopping || fd == -EINTR)
 		return 1;
 	if (fd < 0)
@@ -312,7 +381,10 @@ int moat_service_run(const struct moat_service_config *config,
 	v.child_src = (struct moat_source){ -1, on_child, &v };
 	if (!v.session)
 		return 1;
-	ret = moat_loop_init(&v.loop);
+	/* First of all: a backend of our user may be waiting for us. */
+	ret = config->seccomp ? moat_sandbox_hide() : 0;
+	if (!ret)
+		ret = moat_loop_init(&v.loop);
 	if (!ret)
 		ret = watch_signals(&v);
 	open_udmabuf(&v);
@@ -321,6 +393,7 @@ int moat_service_run(const struct moat_service_config *config,
 	v.session_config.alarm = ret ? NULL : &v.alarm;
 	if (!ret)
 		ret = start_child(&v);
+	raise_fd_limit();
 	while (!ret)
 		ret = turn(&v);
 	if (v.session_config.alarm)

@@ -13,7 +13,7 @@
  * States and what is legal in them:
  *     OPEN     the backend is connected and has been asked what it is
  *     SERVING  a VMM is connected; messages of either side are handled
- *     ENDED    moat_session_result() says why; only moat_session_close()
+ *     ENDED    @end says why; only moat_session_stop() and _close()
  */
 #ifndef MOAT_GUARD_SESSION_H
 #define MOAT_GUARD_SESSION_H
@@ -48,7 +48,7 @@ struct moat_session_config {
 	bool access_platform; /* offer it even where the guard bounces all */
 	uint64_t pool_size;   /* bytes, a multiple of MOAT_SLOT_SIZE */
 	uint32_t poll_us;
-	int abort_fd; /* readable: stop waiting for anybody */
+	int abort_fd;		  /* readable: stop waiting for anybody */
 	struct moat_alarm *alarm; /* ends calls that a peer made block */
 };
 
@@ -84,7 +84,8 @@ struct moat_session {
 	struct moat_pool pool;
 	uint64_t *pool_bits;
 	bool table_sent; /* the backend has a memory table ... */
-	bool pool_sent;	 /* ... with the pool in it */
+	bool pool_sent;	 /* ... with our pool in it */
+	bool share_sent; /* ... with the share set in it */
 	struct moat_runner runner;
 	struct moat_vring_ctl *vrings[MOAT_VU_VRINGS_MAX];
 
@@ -129,12 +130,33 @@ void moat_session_hurry(struct moat_session *s);
 
 /**
  * moat_session_send_table() - the backend's memory table, if it has to change
- * @relayed: a relayed queue is about to start, which needs the pool in it
+ * @pool: our pool has to be in it from now on: a relayed queue is to start
+ * @share: the share set has to be in it from now on
+ *
+ * In mode `auto` the share set is not sent before a queue goes direct: a guest
+ * that did not give the pool to this device keeps its own data there.
  */
-int moat_session_send_table(struct moat_session *s, bool relayed);
+int moat_session_send_table(struct moat_session *s, bool pool, bool share);
 
 /** moat_session_has_enable() - does the backend know SET_VRING_ENABLE? */
 bool moat_session_has_enable(const struct moat_session *s);
+
+/* For the parts of a session, in other files: */
+
+/** moat_session_finish() - the session is over; the first cause counts */
+void moat_session_finish(struct moat_session *s, enum moat_session_end end);
+
+/**
+ * moat_session_from_backend() - pass on what a call of the backend returned
+ *
+ * A backend that can not be talked to any more ends the session.
+ *
+ * Return: @ret.
+ */
+int moat_session_from_backend(struct moat_session *s, int ret);
+
+/** moat_session_any_started() - does any queue run? */
+bool moat_session_any_started(const struct moat_session *s);
 
 /** moat_session_stop() - stop all queues, as well as the backend lets us */
 void moat_session_stop(struct moat_session *s);

@@ -1,18 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/udmabuf.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "guard/session.h"
 #include "guard/shareset.h"
 #include "os/fd.h"
 
 #define U(x) ((unsigned long long)(x))
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
+/*
+ * Nobody may shrink it (the VMM would die of SIGBUS), grow it (it would eat the
+ * host's memory) or seal it further: after F_SEAL_FUTURE_WRITE no other process
+ * of this VM could map its memory any more.
+ */
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 void moat_shareset_init(struct moat_shareset *set,
 			const struct moat_dma_range *pools, uint32_t npools,
@@ -57,16 +64,24 @@ static void keep(struct moat_shareset *set, uint64_t guest_addr, uint64_t size,
 }
 
 /*
- * The region's own fd: it must hold the region and nothing else, and nobody
- * must be able to shrink it (the VMM would die of SIGBUS) or to grow it (it
- * would eat the host's memory).
+ * The region's own fd: it must hold the region and nothing else. Huge pages are
+ * no good: who holds the fd can punch them out, and where no page is left to
+ * fill the hole the VMM dies of SIGBUS.
  */
 static void share_own(struct moat_shareset *set,
 		      const struct moat_vu_mem_region *r, int fd)
 {
 	struct stat st;
+	struct statfs fs;
 	int seals, copy;
 
+	if (!fstatfs(fd, &fs) && fs.f_type == HUGETLBFS_MAGIC) {
+		snprintf(set->why, sizeof(set->why),
+			 "the region at 0x%llx is of huge pages, which the "
+			 "backend could free; give the pool ordinary ones",
+			 U(r->guest_addr));
+		return;
+	}
 	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || r->mmap_offset ||
 	    (uint64_t)st.st_size != r->size) {
 		snprintf(set->why, sizeof(set->why),

@@ -179,7 +179,9 @@ int moat_vring_start(struct moat_vring_ctl *v)
 	if (!ret)
 		ret = decide(v, &v->direct);
 	if (!ret)
-		ret = moat_session_send_table(s, !v->direct);
+		ret = moat_session_send_table(
+			s, !v->direct,
+			v->direct || s->config->share == MOAT_SHARE_HYBRID);
 	if (!ret)
 		ret = v->direct ? moat_direct_start(v)
 				: moat_relayed_start(v, &front);
@@ -277,4 +279,16 @@ int moat_vring_set_call_fd(struct moat_vring_ctl *v, int *fd)
 	/* A call that went to the old fd may have been lost. */
 	moat_eventfd_signal(v->call_fd);
 	return 0;
+}
+
+int moat_vring_set_err_fd(struct moat_vring_ctl *v, int *fd)
+{
+	moat_fd_close(&v->err_fd);
+	v->err_fd = moat_fd_take(fd);
+	/* A relayed queue's errors are found and signalled here. */
+	if (!v->started || !v->direct)
+		return 0;
+	return moat_vu_client_vring_fd(&v->session->client,
+				       VHOST_USER_SET_VRING_ERR, v->index,
+				       v->err_fd);
 }

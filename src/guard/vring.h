@@ -97,5 +97,7 @@ int moat_vring_remap(struct moat_vring_ctl *v);
 int moat_vring_set_kick_fd(struct moat_vring_ctl *v, int *fd);
 /** moat_vring_set_call_fd() - replace it, also while started */
 int moat_vring_set_call_fd(struct moat_vring_ctl *v, int *fd);
+/** moat_vring_set_err_fd() - replace it, also while started */
+int moat_vring_set_err_fd(struct moat_vring_ctl *v, int *fd);
 
 #endif

@@ -5,6 +5,13 @@
 #include "os/alarm.h"
 #include "os/clock.h"
 
+/*
+ * For the handler, which takes nothing from the signal: any process of our user
+ * (a backend, perhaps) can queue one that says what it likes, SI_TIMER and a
+ * pointer included.
+ */
+static struct moat_alarm *alarm_of_process;
+
 static void set(struct moat_alarm *a, long ns)
 {
 	struct itimerspec it = {
@@ -27,14 +34,13 @@ void moat_alarm_fini(struct moat_alarm *a)
 }
 
 /* That it came is what counts; once there is no work it stops coming. */
-static void on_alarm(int sig, siginfo_t *info, void *context)
+static void on_alarm(int sig)
 {
-	struct moat_alarm *a = info->si_value.sival_ptr;
+	struct moat_alarm *a = alarm_of_process;
 	int saved = errno;
 
 	(void)sig;
-	(void)context;
-	if (info->si_code == SI_TIMER && !a->on) {
+	if (!a->on) {
 		set(a, 0);
 		a->armed = 0;
 	}
@@ -45,16 +51,15 @@ int moat_alarm_init(struct moat_alarm *a)
 {
 	/* Without SA_RESTART: ending the call is the purpose. */
 	struct sigaction sa = {
-		.sa_sigaction = on_alarm,
-		.sa_flags = SA_SIGINFO,
+		.sa_handler = on_alarm,
 	};
 	struct sigevent ev = {
 		.sigev_notify = SIGEV_SIGNAL,
 		.sigev_signo = SIGALRM,
-		.sigev_value.sival_ptr = a,
 	};
 	sigset_t set;
 
+	alarm_of_process = a;
 	a->on = a->armed = 0;
 	sigemptyset(&set);
 	sigaddset(&set, SIGALRM);

@@ -107,8 +107,13 @@ static int make_path(struct moat_child *c)
 
 static void forget(struct moat_child *c)
 {
+	char beside[sizeof(c->path) + 4];
+
 	if (c->dir[0]) {
 		unlink(c->path);
+		/* virtiofsd's lock file, which it leaves there. */
+		snprintf(beside, sizeof(beside), "%s.pid", c->path);
+		unlink(beside);
 		rmdir(c->dir);
 	}
 	moat_fd_close(&c->fd);
@@ -177,10 +182,13 @@ int moat_child_stop(struct moat_child *c, unsigned int grace_ms)
 	/* Already gone: its own exit status counts, not our signal. */
 	if (poll(&p, 1, 0) == 0) {
 		send_signal(c, SIGTERM);
-		if (poll(&p, 1, (int)grace_ms) == 0)
+		if (poll(&p, 1, (int)grace_ms) == 0) {
 			send_signal(c, SIGKILL);
+			poll(&p, 1, (int)grace_ms);
+		}
 	}
-	if (waitpid(c->pid, &status, 0) == c->pid)
+	/* Not for ever: it may be another user's by now, and not obey us. */
+	if (waitpid(c->pid, &status, WNOHANG) == c->pid)
 		ret = WIFEXITED(status) ? WEXITSTATUS(status) :
 					  128 + WTERMSIG(status);
 	forget(c);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -46,6 +47,7 @@ void moat_log(struct moat_log *log, enum moat_log_level level, const char *fmt,
 		[MOAT_LOG_INFO] = "",
 		[MOAT_LOG_DEBUG] = "debug: ",
 	};
+	struct pollfd p = { .fd = STDERR_FILENO, .events = POLLOUT };
 	char line[1024];
 	va_list ap;
 	int n, m;
@@ -63,7 +65,10 @@ void moat_log(struct moat_log *log, enum moat_log_level level, const char *fmt,
 	n = m < 0 || n + m > (int)sizeof(line) - 2 ? (int)sizeof(line) - 2 :
 						     n + m;
 	line[n++] = '\n';
-	/* One write, so that lines of several processes do not mix. */
-	if (write(STDERR_FILENO, line, (size_t)n) < 0)
-		return;
+	/*
+	 * One write, so that lines of several processes do not mix; and none
+	 * that could wait for whoever reads them.
+	 */
+	if (poll(&p, 1, 0) <= 0 || write(STDERR_FILENO, line, (size_t)n) < 0)
+		log->dropped++;
 }

@@ -15,10 +15,19 @@ void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,
 	*c = (struct moat_vu_client){
 		.abort_fd = abort_fd,
 		.reply_ms = MOAT_VU_REPLY_MS,
+		.credit_ns = MOAT_VU_CREDIT_MS * (uint64_t)MOAT_NS_PER_MS,
+		.credit_at_ns = moat_now_ns(),
 		.log = log,
 	};
 	moat_vu_conn_init(&c->conn, fd);
 	moat_vu_conn_init(&c->channel, -1);
+}
+
+void moat_vu_client_hurry(struct moat_vu_client *c, uint32_t ms)
+{
+	c->abort_fd = -1;
+	c->reply_ms = ms;
+	c->end_ns = moat_now_ns() + (uint64_t)ms * MOAT_NS_PER_MS;
 }
 
 void moat_vu_client_close(struct moat_vu_client *c)
@@ -79,11 +88,37 @@ static int wait_input(struct moat_vu_client *c, uint64_t end)
 	}
 }
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* How long to wait from @now on: this answer's time, and what credit is left. */
+static uint64_t patience_ends(struct moat_vu_client *c, uint64_t now)
+{
+	uint64_t full = MOAT_VU_CREDIT_MS * (uint64_t)MOAT_NS_PER_MS;
+	uint64_t floor = MOAT_VU_CREDIT_LEAST_MS * (uint64_t)MOAT_NS_PER_MS;
+	uint64_t end = now + c->reply_ms * (uint64_t)MOAT_NS_PER_MS;
+
+	c->credit_ns = least(c->credit_ns + (now - c->credit_at_ns) / 10, full);
+	c->credit_at_ns = now;
+	end = least(end, now + (c->credit_ns > floor ? c->credit_ns : floor));
+	return c->end_ns ? least(end, c->end_ns) : end;
+}
+
+static void spend_credit(struct moat_vu_client *c)
+{
+	uint64_t now = moat_now_ns();
+
+	c->credit_ns -= least(c->credit_ns, now - c->credit_at_ns);
+	c->credit_at_ns = now;
+}
+
 /* Wait for the reply to @request. */
 static int get_reply(struct moat_vu_client *c, uint32_t request,
 		     struct moat_vu_msg *m)
 {
-	uint64_t end = moat_now_ns() + (uint64_t)c->reply_ms * MOAT_NS_PER_MS;
+	uint64_t end = patience_ends(c, moat_now_ns());
 	int ret;
 
 	while (!(ret = moat_vu_conn_recv(&c->conn, m))) {
@@ -91,6 +126,7 @@ static int get_reply(struct moat_vu_client *c, uint32_t request,
 		if (ret)
 			return die(c, request, ret);
 	}
+	spend_credit(c);
 	if (ret < 0)
 		return die(c, request, ret);
 	ret = m->nfds;
@@ -315,6 +351,25 @@ int moat_vu_client_input(struct moat_vu_client *c)
 	return die(c, 0, ret);
 }
 
+static void close_channel(struct moat_vu_client *c)
+{
+	if (c->channel_ends)
+		c->channel_ends(c->arg);
+	moat_vu_conn_close(&c->channel);
+}
+
+/* Answer a request of the backend, which has to read: nobody waits for it. */
+static int answer(struct moat_vu_client *c, uint32_t request, uint64_t status)
+{
+	if (moat_vu_conn_room(&c->channel) &&
+	    !moat_vu_conn_send(&c->channel, request, MOAT_VU_F_REPLY, &status,
+			       sizeof(status), NULL, 0))
+		return 0;
+	log_err(c->log, "backend does not read its request channel: closed");
+	close_channel(c);
+	return -EPIPE;
+}
+
 int moat_vu_client_channel(struct moat_vu_client *c)
 {
 	struct moat_vu_msg m;
@@ -331,7 +386,7 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 			log_err(c->log,
 				"backend's request channel: %s; closed",
 				strerror(-ret));
-		moat_vu_conn_close(&c->channel);
+		close_channel(c);
 		return ret;
 	}
 	if (m.request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG && !m.size &&
@@ -340,20 +395,19 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 		if (c->config_changed)
 			c->config_changed(c->arg);
 	} else {
-		log_err(c->log,
-			"backend request %u (%u bytes, %d fds) is not allowed: "
-			"refused",
-			m.request, m.size, m.nfds);
+		/* Once, or it could drown other lines (os/log.h). */
+		if (!c->said_refused)
+			log_err(c->log,
+				"backend request %u (%u bytes, %d fds) is not "
+				"allowed: refused, as more of them will be",
+				m.request, m.size, m.nfds);
+		c->said_refused = true;
 		status = EPERM;
 	}
 	moat_vu_msg_close(&m);
-	ret = 1;
 	if (m.flags & MOAT_VU_F_NEED_REPLY &&
 	    moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_REPLY_ACK) &&
-	    moat_vu_conn_send(&c->channel, m.request, MOAT_VU_F_REPLY, &status,
-			      sizeof(status), NULL, 0)) {
-		moat_vu_conn_close(&c->channel);
-		ret = -EPIPE;
-	}
-	return ret;
+	    answer(c, m.request, status))
+		return -EPIPE;
+	return 1;
 }

@@ -19,6 +19,12 @@
 #include "vu/conn.h"
 
 #define MOAT_VU_REPLY_MS 10000u
+/*
+ * And in all: whoever talks to us waits as well. A backend spends its credit by
+ * being slow and gets a tenth of the time that passes back.
+ */
+#define MOAT_VU_CREDIT_MS 30000u
+#define MOAT_VU_CREDIT_LEAST_MS 200u
 
 struct moat_vu_client {
 	struct moat_vu_conn conn;
@@ -26,16 +32,29 @@ struct moat_vu_client {
 	uint64_t features; /* offered by the backend */
 	uint64_t protocol_features; /* negotiated */
 	int abort_fd; /* readable: give up waiting with -EINTR; -1: none */
+	uint64_t credit_ns; /* left at credit_at_ns, see MOAT_VU_CREDIT_MS */
+	uint64_t credit_at_ns;
 	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
+	uint64_t end_ns; /* no wait lasts longer; 0: no such end */
 	bool dead;
+	bool said_refused; /* that the backend asks for what it may not */
 	struct moat_log *log;
 	/*
 	 * The backend says that its config space changed, the only request of
 	 * a backend that is taken (and only with CONFIG negotiated).
 	 */
 	void (*config_changed)(void *arg);
+	/* The channel's fd is about to be closed: do not watch it any more. */
+	void (*channel_ends)(void *arg);
 	void *arg;
 };
+
+/**
+ * moat_vu_client_hurry() - from now on all waits together last @ms at most
+ *
+ * Nor is abort_fd looked at any more.
+ */
+void moat_vu_client_hurry(struct moat_vu_client *c, uint32_t ms);
 
 /** moat_vu_client_init() - over @fd, which the client owns from now on */
 void moat_vu_client_init(struct moat_vu_client *c, int fd, int abort_fd,

@@ -12,8 +12,9 @@
  * it asked for one, else the connection is of no more use and is to be closed.
  *
  * Legal per state:
- *     connected              features, protocol features, owner
- *     after SET_FEATURES     everything that its protocol feature allows
+ *     connected              all that does not start or stop a queue
+ *     after SET_FEATURES     the size, addresses, base and kick of a queue too
+ * and, in any state, only what its protocol feature allows.
  */
 #ifndef MOAT_VU_SERVER_H
 #define MOAT_VU_SERVER_H

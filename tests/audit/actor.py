@@ -5,15 +5,19 @@ and prints READY; ends when its standard input does.
 fds: descriptors to keep.  map: [fd, offset, length, "rw" | "r" | "cow"] each.
 drop: descriptors to close after mapping.  write: [fd, offset, hex] each.
 thread_only: descriptors that only a thread with its own table keeps.
-private: hex to keep in private memory.  open: paths to open.  odd: hold a
+private: hex to keep in private memory.  anon: so many bytes of private memory.
+child: {"fds": [...], "plan": {...}}, another such process, started by this one.
+open: paths to open.  odd: hold a
 descriptor of many kinds.
 """
 import ctypes
 import json
+import mmap
 import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 
@@ -60,6 +64,14 @@ def odd_descriptors():
             os.eventfd(0)]
 
 
+def start_child(fds, plan):
+    child = subprocess.Popen(
+        ["/usr/bin/python3", __file__, json.dumps(plan)], pass_fds=fds,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"READY\n"
+    return child
+
+
 def main():
     plan = json.loads(sys.argv[-1])
     kept = []
@@ -67,6 +79,10 @@ def main():
         os.pwrite(fd, bytes.fromhex(text), offset)
     for entry in plan.get("map", []):
         map_range(*entry)
+    if plan.get("child"):
+        kept.append(start_child(**plan["child"]))
+    if plan.get("anon"):
+        kept.append(mmap.mmap(-1, plan["anon"], flags=mmap.MAP_PRIVATE))
     for fd in plan.get("drop", []):
         os.close(fd)
     if plan.get("thread_only"):

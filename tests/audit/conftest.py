@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations that are known to the byte, and the audit of them."""
+import fcntl
 import json
 import os
 import shutil
@@ -27,9 +28,9 @@ class Actor:
     """A process that actor.py describes; `name` is that of its program."""
 
     def __init__(self, fds=(), plan=None, program=PYTHON, prefix=(),
-                 argv0=None, script=None, cwd=None):
+                 argv0=None, script=None, cwd=None, options=()):
         argv = [argv0 or program, script or os.path.join(HERE, "actor.py"),
-                json.dumps(plan or {})]
+                *options, json.dumps(plan or {})]
         self.process = subprocess.Popen(
             [*prefix, *([program] if prefix else argv[:1]), *argv[1:]],
             executable=None if prefix else program, pass_fds=list(fds),
@@ -59,6 +60,13 @@ class Scene:
         self.fds[fd] = True
         return fd
 
+    def sealed(self, size, name="guest-ram"):
+        """As QEMU's memory-backend-memfd."""
+        fd = self.memfd(size, name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK |
+                    fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+
     def actor(self, fds=(), **kwargs):
         made = Actor(fds, **kwargs)
         self.actors.append(made)
@@ -74,12 +82,15 @@ class Scene:
         shutil.copy(PYTHON, path)
         return path
 
-    def guard(self, fds, plan, name="moat"):
+    def guard(self, fds, plan, name="moat", options=()):
         """A process that looks like `moat guard`, if it has that name."""
         shutil.copy(os.path.join(HERE, "actor.py"),
                     os.path.join(self.folder, "guard"))
-        return self.actor(fds, plan=plan, program=self.program(name),
-                          argv0="moat", script="guard", cwd=self.folder)
+        program = os.path.join(self.folder, name)
+        if not os.path.exists(program):
+            self.program(name)
+        return self.actor(fds, plan=plan, program=program, argv0="moat",
+                          script="guard", cwd=self.folder, options=options)
 
     def release(self):
         """The test itself must not be one of those who hold the memory."""

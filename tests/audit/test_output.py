@@ -125,7 +125,8 @@ def test_processes_can_be_asked_for_by_name(scene):
 
 def test_without_permission_the_audit_says_that_it_is_incomplete(scene):
     # A copy: the build's folder may be closed to others.
-    moat = shutil.copy(MOAT, f"{scene.folder}/moat-copy")
+    moat = shutil.copy(MOAT, f"{scene.folder}/moat")
+    shutil.copy(f"{MOAT}-audit", f"{scene.folder}/moat-audit")
     actor = scene.actor()
     args = [f"--pid={actor.pid}", "--json"]
     env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
@@ -142,7 +143,8 @@ def test_without_permission_the_audit_says_that_it_is_incomplete(scene):
 
 
 def test_a_check_without_the_right_to_look_never_passes(scene):
-    moat = shutil.copy(MOAT, f"{scene.folder}/moat-copy")
+    moat = shutil.copy(MOAT, f"{scene.folder}/moat")
+    shutil.copy(f"{MOAT}-audit", f"{scene.folder}/moat-audit")
     done = scene.run("--all", "--check", prefix=AS_NOBODY, moat=moat,
                      env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
     assert done.returncode == 1

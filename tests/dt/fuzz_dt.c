@@ -85,10 +85,12 @@ static void damage(struct world *w, struct input *in)
 		w->tree[at] ^= (uint8_t)(1 << in8(in) % 8);
 		break;
 	case 2: /* the header */
-		put32(w->tree + 4 * (in8(in) % 10), some_value(in));
+		put32(w->tree + in8(in) % 10 * sizeof(uint32_t),
+		      some_value(in));
 		break;
 	case 3:
-		put32(w->tree + 4 * (in8(in) % 10), in16(in) % 4096);
+		put32(w->tree + in8(in) % 10 * sizeof(uint32_t),
+		      in16(in) % 4096);
 		break;
 	case 4: /* one value over another */
 		memmove(w->tree + s->offset, w->tree + t->offset,
@@ -99,7 +101,8 @@ static void damage(struct world *w, struct input *in)
 		break;
 	default:
 		if (s->len >= 4)
-			put32(w->tree + s->offset + in8(in) % (s->len / 4) * 4,
+			put32(w->tree + s->offset +
+				      in8(in) % ((size_t)s->len / 4) * 4,
 			      some_value(in));
 	}
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each finding of moat dt check, provoked; and clean trees."""
-from conftest import MIB, cell_list, findings, moat
+from trees import MIB, cell_list, findings, moat
 
 MMIO = "/virtio@a000000"
 POOL = "/reserved-memory/restricted-dma@60000000"

@@ -5,7 +5,7 @@ import stat
 import subprocess
 
 import pytest
-from conftest import (MIB, MOAT, cell_list, dtc, fdtget, findings, moat,
+from trees import (MIB, MOAT, cell_list, dtc, fdtget, findings, moat,
                       number, show)
 
 MMIO = "/virtio@a000000"
@@ -257,6 +257,7 @@ def test_an_output_is_whole_or_absent(tree, tmp_path):
     dtb = tree(mmio=[""])
     out = tmp_path / "folder"
     out.mkdir()
+    moat("add-pool", dtb, "-o", "/dev/full", f"--device={MMIO}", status=1)
     (out / "old.dtb").write_text("old")
     # A name that cannot be replaced: a folder.
     moat("add-pool", dtb, "-o", out, f"--device={MMIO}", status=1)

@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 import pytest
-from conftest import MOAT, SANITIZED, moat
+from trees import MOAT, SANITIZED, moat
 
 BEGIN, END, PROP, FINISH = 1, 2, 3, 9
 

@@ -3,9 +3,10 @@
 import json
 import re
 import subprocess
+import time
 
 import pytest
-from conftest import QEMU, MIB, dump, fdtget, findings, memory_nodes, moat, show
+from trees import QEMU, MIB, dump, fdtget, findings, memory_nodes, moat, show
 
 DEVICES = ["/virtio_mmio@a003e00", "/virtio_mmio@a000000",
            "/pcie@10000000/virtio@2,0"]
@@ -62,7 +63,7 @@ def test_devices_are_plugged_where_the_tree_says(pooled):
     args = qemu_args(pooled)
     devices = [args[i + 1] for i, a in enumerate(args) if a == "-device"]
     assert all("iommu_platform=on" in d for d in devices)
-    assert [d.split("on,")[1] for d in devices] == [
+    assert [d[d.index("bus="):] for d in devices] == [
         "bus=virtio-mmio-bus.0", "bus=virtio-mmio-bus.31",
         "bus=pcie.0,addr=2.0"]
     tree = subprocess.run(
@@ -76,6 +77,51 @@ def test_devices_are_plugged_where_the_tree_says(pooled):
     assert buses["a000000"] == "virtio-mmio-bus.0"
 
 
+@pytest.fixture
+def disks(tmp_path):
+    """A folder with the sockets of three disks, as moat dt numbers them."""
+    argv = ["qemu-storage-daemon"]
+    for i in range(3):
+        image = tmp_path / f"disk{i}"
+        image.write_bytes(bytes(MIB))
+        argv += ["--blockdev", f"file,filename={image},node-name=d{i}",
+                 "--export", f"vhost-user-blk,id=e{i},node-name=d{i},"
+                 f"addr.type=unix,addr.path={tmp_path}/moat{i}.sock"]
+    pid = tmp_path / "pid"
+    with subprocess.Popen([*argv, "--pidfile", pid]) as daemon:
+        # The pid file is written once all exports listen.
+        deadline = time.monotonic() + 30
+        while not pid.exists():
+            assert daemon.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        yield tmp_path
+        daemon.terminate()
+
+
+def test_qemu_starts_with_these_options(qemu_tree, tmp_path, disks):
+    out = str(tmp_path / "out.dtb")
+    moat("add-pool", qemu_tree, "-o", out, "--device=/virtio_mmio@a003c00",
+         "--device=/pcie@10000000/virtio@2,0",
+         "--device=/pcie@10000000/pci@3,0/virtio@0,0")
+    # It is the guard that offers ACCESS_PLATFORM, not such a disk.
+    args = [a.replace("iommu_platform=on", "iommu_platform=off")
+            for a in qemu_args(out, f"--sockets={disks}")]
+    done = subprocess.run(
+        [QEMU, "-machine", "virt", "-S", "-display", "none", "-monitor",
+         "stdio", "-serial", "none", "-nodefaults", *args], check=False,
+        input="info qtree\nquit\n", text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dev: vhost-user-blk,") == 3
+    assert "bus: virtio-mmio-bus.30\n          type virtio-mmio-bus\n" \
+        "          dev: vhost-user-blk," in re.sub(r"(?m)^ +", "          ",
+                                                 done.stdout)
+    assert sorted(re.findall(
+        r"dev: (vhost-user-blk-pci|pcie-root-port).*?addr = (\d\d\.\d)",
+        done.stdout, re.DOTALL)) == [
+            ("pcie-root-port", "03.0"), ("vhost-user-blk-pci", "00.0"),
+            ("vhost-user-blk-pci", "02.0")]
+
+
 def test_a_device_behind_a_root_port_gets_the_port(qemu_tree, tmp_path):
     out = str(tmp_path / "out.dtb")
     moat("add-pool", qemu_tree, "-o", out,
@@ -85,7 +131,8 @@ def test_a_device_behind_a_root_port_gets_the_port(qemu_tree, tmp_path):
     assert port == ("pcie-root-port,id=moat-port0,bus=pcie.0,addr=3.0,"
                     "chassis=1")
     assert device == ("vhost-user-fs-pci,chardev=moat-chr0,tag=moat0,"
-                      "iommu_platform=on,bus=moat-port0,addr=0")
+                      "iommu_platform=on,disable-legacy=on,bus=moat-port0,"
+                      "addr=0")
     assert fdtget(out, "/pcie@10000000/pci@3,0", "device_type", "s") == ["pci"]
     assert show(out)["devices"][-1]["pool"]
 

@@ -128,7 +128,9 @@ class Qemu(Guest):
 
     Parameters: device arguments (see disk()), the memory in MiB, the number
     of processors, whether a reboot of the guest is one or the end of QEMU,
-    descriptors that QEMU inherits.
+    descriptors that QEMU inherits, further words of the kernel's command line,
+    and sizes in bytes that add up to the memory, to have it in so many memory
+    backends.
     """
     vmm = "qemu"
     program = ["qemu-system-x86_64"]
@@ -141,24 +143,31 @@ class Qemu(Guest):
                               ).stdout.strip()
 
     def __init__(self, devices, memory=256, cpus=1, reboot=False,
-                 wait=True, pass_fds=()):
+                 wait=True, pass_fds=(), append="", banks=()):
         base = self.kernel()
         image = initramfs(newest(f"{base}/lib/modules/*"))
         argv = [*self.program, "-nodefaults", "-no-user-config",
                 "-display", "none", "-serial", "stdio",
                 "-accel", "tcg,thread=multi", "-cpu", "max",
-                "-machine", "q35,memory-backend=mem",
-                "-object", "memory-backend-memfd,id=mem,share=on,"
-                f"size={memory}M",
-                "-m", str(memory), "-smp", str(cpus),
+                "-m", str(memory), "-smp", str(cpus), "-machine", "q35",
+                *self.backends(banks or [memory << 20]),
                 "-kernel", newest(f"{base}/boot/vmlinuz-*"),
                 "-initrd", image,
                 "-append", "console=ttyS0 loglevel=4 panic=-1 tsc=reliable "
-                "mitigations=off"]
+                "mitigations=off " + append]
         if not reboot:
             argv.append("-no-reboot")
         super().__init__(argv + list(devices), "QEMU", wait=wait,
                          pass_fds=pass_fds)
+
+    @staticmethod
+    def backends(sizes):
+        argv = []
+        for n, size in enumerate(sizes):
+            argv += ["-object", f"memory-backend-memfd,id=mem{n},share=on,"
+                     f"size={size}", "-numa", f"node,nodeid={n},memdev=mem{n}"]
+        return argv if len(sizes) > 1 else [*argv[:2], "-machine",
+                                            "memory-backend=mem0"]
 
     @staticmethod
     def disk(socket_path, queues=1):

@@ -46,7 +46,8 @@ class Bank:
     def __init__(self, region, seed):
         self.region = region
         size = region.mmap_offset + region.size
-        self.fd = os.memfd_create(f"guest-ram-{seed}", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create(f"guest-ram-{seed}", os.MFD_CLOEXEC
+                                  | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
         self.file_view = memoryview(self.map)

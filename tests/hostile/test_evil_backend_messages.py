@@ -145,8 +145,8 @@ def test_unknown_features_are_not_passed_on(make_scene, sanitized, witness):
     vmm = scene.vmm()
     offered = vmm.fe.get_features()
     generic = offered & ~device_bits & (2 ** 64 - 1)
-    allowed = OFFERABLE | mask(Feature.RING_PACKED, Feature.IN_ORDER,
-                               Feature.ORDER_PLATFORM, Feature.RING_RESET)
+    allowed = OFFERABLE | mask(Feature.IN_ORDER, Feature.ORDER_PLATFORM,
+                               Feature.RING_RESET, Feature.RING_PACKED)
     assert not generic & ~allowed & ~(((1 << 14) - 1) << 50), hex(generic)
     known = PROTOCOL | mask(Protocol.BACKEND_SEND_FD, Protocol.MTU)
     assert not vmm.fe.get_protocol_features() & ~known
