@@ -7,7 +7,7 @@
 #include <pthread.h>
 #include <time.h>
 
-#include "support.h"
+#include "packed_ring.h"
 
 #include "core/devq.h"
 #include "core/drvq.h"
@@ -114,6 +114,61 @@ static void a_flickering_descriptor_never_yields_an_unchecked_segment(void **s)
 	free(c);
 }
 
+/* The same in a packed ring, and in a table of one. */
+static void a_flickering_packed_descriptor_is_read_once_too(void **s)
+{
+	struct moat_region r = { RAM, 4096, RAM, must_alloc(4096) };
+	struct moat_chain *c = malloc(sizeof(*c));
+	uint32_t good, bad;
+	time_t since = time(NULL);
+	struct moat_fault fault;
+	struct test_ring ring;
+	struct moat_memmap map;
+	struct peer f;
+
+	(void)s;
+	assert_non_null(c);
+	moat_memmap_init(&map, &r, 1);
+	map.n = 1;
+	packed_make(&ring, 4);
+	for (int indirect = 0; indirect < 2; indirect++) {
+		pthread_t t;
+
+		f.p = indirect ? r.host : ring.vring.desc;
+		put_packed(ring.vring.desc, 0, RAM, 16, 0,
+			   P_AVAIL | P_INDIRECT);
+		put_packed(f.a, 0, RAM + 64, 256, 0, P_AVAIL);
+		put_packed(f.b, 0, RAM + 4000, 4096, 3, P_AVAIL | P_WRITE);
+		t = start(&f);
+		good = bad = 0;
+		do {
+			const struct moat_seg *g = c->seg;
+			int n = moat_chain_walk_packed(
+				&map, &ring.vring, 0x8000, 4, true, c, &fault);
+
+			if (n < 0) {
+				assert_int_equal(fault.code,
+						 MOAT_FAULT_ADDRESS);
+				bad++;
+				continue; /* to the condition */
+			}
+			good++;
+			assert_int_equal(n, 1);
+			assert_int_equal(c->nread + c->nwrite, 1);
+			assert_true(g->addr >= RAM &&
+				    g->addr + g->len <= RAM + 4096);
+			/* Length, id and flags are of one state. */
+			assert_int_equal(g->len, c->nwrite ? 4096 : 256);
+			if (!indirect)
+				assert_int_equal(c->head, c->nwrite ? 3 : 0);
+		} while (!enough(good, bad, since));
+		stop(&f, t);
+	}
+	ring_free(&ring);
+	free(r.host);
+	free(c);
+}
+
 static void a_flickering_used_entry_never_yields_more_than_was_posted(void **s)
 {
 	const struct moat_seg seg = { .addr = RAM, .len = 100 };
@@ -162,6 +217,8 @@ static void a_flickering_used_entry_never_yields_more_than_was_posted(void **s)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(
+			a_flickering_packed_descriptor_is_read_once_too),
 		cmocka_unit_test(
 			a_flickering_descriptor_never_yields_an_unchecked_segment),
 		cmocka_unit_test(
