@@ -166,13 +166,13 @@ class Path:
 
     def run(self, load, count):
         """One run: the driver starts, does count requests and ends."""
-        daemon = cpu_seconds(self.daemon.pid)
+        daemon = cpu_seconds(self.daemon.serving_pid)
         guard = cpu_seconds(self.guard.pid) if self.guard else 0
         slept = sleeps(self.guard.pid) if self.guard else 0
         driver = self.drive(load, count)
         return Sample(
             requests=count, **driver,
-            daemon_cpu=cpu_seconds(self.daemon.pid) - daemon,
+            daemon_cpu=cpu_seconds(self.daemon.serving_pid) - daemon,
             guard_cpu=cpu_seconds(self.guard.pid) - guard if self.guard else 0,
             guard_sleeps=sleeps(self.guard.pid) - slept if self.guard else 0)
 

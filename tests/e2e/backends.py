@@ -27,6 +27,10 @@ class StorageDaemon(Process):
             self.kill()
             raise
 
+    @property
+    def serving_pid(self):
+        return self.pid
+
     @staticmethod
     def command(socket_path, image, queues=1, fail_flush=False):
         node = "disk"
@@ -57,6 +61,14 @@ class MoatBlk(Process):
         except BaseException:
             self.kill()
             raise
+
+    @property
+    def serving_pid(self):
+        """In its sandbox it serves from a child."""
+        with open(f"/proc/{self.pid}/task/{self.pid}/children",
+                  encoding="ascii") as f:
+            children = f.read().split()
+        return int(children[0]) if children else self.pid
 
     @staticmethod
     def program():

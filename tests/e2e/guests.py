@@ -170,8 +170,9 @@ class Qemu(Guest):
                                             "memory-backend=mem0"]
 
     @staticmethod
-    def disk(socket_path, queues=1):
-        return ["-chardev", f"socket,id=c0,path={socket_path}",
+    def disk(socket_path, queues=1, reconnect=False):
+        again = ",reconnect=1" if reconnect else ""
+        return ["-chardev", f"socket,id=c0,path={socket_path}{again}",
                 "-device", "vhost-user-blk-pci,chardev=c0,"
                 f"num-queues={queues}"]
 

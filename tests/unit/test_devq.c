@@ -485,6 +485,30 @@ static void rewinding_stops_at_what_was_given_back(void **state)
 	driver_free(&d);
 }
 
+static void a_request_of_before_a_restart_is_outstanding_once(void **state)
+{
+	struct driver d;
+
+	(void)state;
+	driver_make(&d, 8, 100, 98, false, false);
+	put_desc(d.ring.vring.desc, 3, RAM, 5, 0, 0);
+	assert_int_equal(moat_devq_resume(&d.q, &d.map, 3, &d.chain), 0);
+	assert_int_equal(d.chain.head, 3);
+	assert_int_equal(d.chain.read_len, 5);
+	/* The avail ring stands where it stood; the driver can not post it. */
+	assert_int_equal(d.q.avail_next, 100);
+	moat_devq_push(&d.q, 3, 0);
+	assert_int_equal(moat_devq_resume(&d.q, &d.map, 3, &d.chain), 0);
+	assert_int_equal(moat_devq_resume(&d.q, &d.map, 3, &d.chain), -1);
+	assert_int_equal(d.q.fault.code, MOAT_FAULT_HEAD_TWICE);
+	driver_free(&d);
+
+	driver_make(&d, 8, 100, 98, false, false);
+	assert_int_equal(moat_devq_resume(&d.q, &d.map, 8, &d.chain), -1);
+	assert_int_equal(d.q.fault.code, MOAT_FAULT_HEAD_RANGE);
+	driver_free(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -500,6 +524,8 @@ int main(void)
 			a_peeked_request_is_read_afresh_when_it_stayed),
 		cmocka_unit_test(the_first_publish_after_a_start_notifies),
 		cmocka_unit_test(rewinding_stops_at_what_was_given_back),
+		cmocka_unit_test(
+			a_request_of_before_a_restart_is_outstanding_once),
 	};
 
 	return cmocka_run_group_tests_name("devq", tests, NULL, NULL);

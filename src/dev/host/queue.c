@@ -8,7 +8,9 @@
 #include "os/fd.h"
 
 #define BUDGET 64u /* requests of one queue in one turn */
-#define BATCH 16u  /* done in one turn before the driver may see them */
+/* Done in one turn before the driver may see them: requests, and bytes. */
+#define BATCH 16u
+#define BATCH_BYTES 65536u
 
 #define U(x) ((unsigned long long)(x))
 
@@ -130,6 +132,7 @@ static void say_broken(struct moat_queue *q)
 bool moat_queue_serve(struct moat_queue *q)
 {
 	struct moat_worker *w = q->worker;
+	uint64_t bytes = 0;
 	uint32_t n;
 
 	for (n = 0; n < BUDGET && !is_broken(q); n++) {
@@ -139,8 +142,11 @@ bool moat_queue_serve(struct moat_queue *q)
 		moat_inflight_take(&q->inflight, w->chain.head);
 		hand_over(q, &w->chain);
 		/* The driver can go on with these meanwhile. */
-		if (q->npushed >= BATCH)
+		bytes += w->chain.read_len + w->chain.write_len;
+		if (q->npushed >= BATCH || bytes >= BATCH_BYTES) {
 			moat_queue_publish(q);
+			bytes = 0;
+		}
 	}
 	if (is_broken(q))
 		say_broken(q);

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest does not notice that moat-blk was killed and started again."""
+import hashlib
+
+from backends import MoatBlk, make_image
+from guests import Qemu
+from machine import MIB
+from procs import Workdir, wait_until
+
+KILLS = 3
+LAPS = 400
+
+
+def test_a_guest_sees_no_error_and_loses_no_write_over_kills():
+    with Workdir() as work:
+        image = make_image(work / "disk", 64 * MIB)
+        socket = work / "disk.sock"
+        backend = MoatBlk(socket, image)
+        with Qemu(Qemu.disk(socket, reconnect=True)) as guest:
+            try:
+                # Each lap is written past the guest's cache and read back.
+                job = guest.start(f"""
+                    set -e
+                    for i in $(seq {LAPS}); do
+                        head -c 262144 /dev/urandom >/tmp/lap
+                        dd if=/tmp/lap of=/dev/vda oflag=direct bs=4k \
+                            seek=$((i % 100 * 64)) conv=notrunc 2>/dev/null
+                        dd if=/dev/vda iflag=direct bs=4k count=64 \
+                            skip=$((i % 100 * 64)) 2>/dev/null | \
+                            cmp - /tmp/lap
+                        cat /tmp/lap >/tmp/last$((i % 100))
+                        echo @lap $i
+                    done
+                    for i in $(seq 0 99); do cat /tmp/last$i; done | sha256sum
+                    dmesg | grep -ci 'i/o error' || true""")
+                for kill in range(KILLS):
+                    guest.expect(f"^@lap {(kill + 1) * LAPS // (KILLS + 1)}$")
+                    backend.kill()
+                    backend = MoatBlk(socket, image)
+                    wait_until(lambda: "VMM has connected" in backend.log,
+                               "QEMU connects again")
+                lines = guest.finish(job).splitlines()
+            finally:
+                backend.kill()
+        assert lines[-1] == "0", "I/O errors in the guest"
+        with open(image, "rb") as f:
+            wanted = hashlib.sha256(f.read(100 * 262144)).hexdigest()
+        assert lines[-2].split()[0] == wanted
