@@ -133,7 +133,8 @@ const char *classify_guard(const struct process *p, uint64_t dev, uint64_t ino)
 	    strcmp(audit_name(p), "moat") != 0)
 		return NULL;
 	if (ino && p->exe_dev == dev && p->exe_ino == ino)
-		return "runs `moat guard` from the program file beside this audit";
+		return "runs `moat guard` from the program file beside this "
+		       "audit";
 	return "runs `moat guard`, by name: another program file than this "
 	       "audit's";
 }

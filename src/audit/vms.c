@@ -250,7 +250,8 @@ static int find_weak(struct work *w)
 	return err;
 }
 
-/* The program `moat` that lies beside this one: a guard that runs it is ours. */
+/* The program `moat` that lies beside this one: a guard that runs it is ours.
+ */
 static int stat_moat(struct stat *st)
 {
 	char path[PATH_MAX];

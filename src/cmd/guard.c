@@ -402,7 +402,8 @@ static int pool_of_tree(struct args *a, struct moat_log *log)
 	}
 	no = add_pool(a, (struct moat_dma_range){ pool.address, pool.size });
 	if (no) {
-		log_err(log, "the tree's pool %s can not be added to --pool: %s",
+		log_err(log,
+			"the tree's pool %s can not be added to --pool: %s",
 			pool.path, no);
 		return -1;
 	}

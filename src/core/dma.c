@@ -70,7 +70,7 @@ static bool in_share_set(const struct moat_dma *dma, const struct moat_seg *s)
 
 struct layout {
 	uint64_t cell; /* bytes of the cell used */
-	uint64_t run; /* bytes of the run used */
+	uint64_t run;  /* bytes of the run used */
 };
 
 /*
@@ -79,9 +79,9 @@ struct layout {
  */
 static uint64_t place(uint64_t at, uint64_t addr, uint32_t len)
 {
-	uint64_t align = len >= MOAT_SLOT_SIZE ? MOAT_SLOT_SIZE :
-			 len >= 512	       ? 512 :
-						 16;
+	uint64_t align = len >= MOAT_SLOT_SIZE ? MOAT_SLOT_SIZE
+			 : len >= 512	       ? 512
+					       : 16;
 
 	return at + ((addr - at) & (align - 1));
 }
@@ -98,7 +98,8 @@ static bool place_in_cell(struct layout *l, uint64_t len, uint64_t *off)
 	return true;
 }
 
-/* Decide where each segment goes; addresses are offsets until the run is had. */
+/* Decide where each segment goes; addresses are offsets until the run is had.
+ */
 static struct layout lay_out(const struct moat_dma *dma,
 			     const struct moat_chain *chain,
 			     struct moat_dma_mapped *out)
@@ -146,8 +147,8 @@ static int copy_in(struct moat_dma *dma, const struct moat_seg *s,
 	uint64_t addr = s->addr, left = s->len, got;
 
 	while (left) {
-		const uint8_t *src = moat_memmap_at(dma->guest, addr, left,
-						    &got);
+		const uint8_t *src =
+			moat_memmap_at(dma->guest, addr, left, &got);
 
 		if (!src)
 			return -1;
@@ -256,8 +257,8 @@ enum moat_dma_result moat_dma_map(struct moat_dma *dma,
 				  struct moat_dma_mapped *out)
 {
 	uint32_t n = (uint32_t)chain->nread + chain->nwrite;
-	uint64_t cell_off = slots_to_bytes(q->cells.first) +
-			    (uint64_t)cell * MOAT_DMA_CELL;
+	uint64_t cell_off =
+		slots_to_bytes(q->cells.first) + (uint64_t)cell * MOAT_DMA_CELL;
 	uint64_t table_off = 0, slots, run_off;
 	struct layout l = lay_out(dma, chain, out);
 	bool table_in_cell = false;

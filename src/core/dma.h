@@ -46,8 +46,8 @@ struct moat_dma_range {
 struct moat_dma {
 	struct moat_memmap *guest;
 	struct moat_pool *pool;
-	uint8_t *pool_host; /* where the pool is mapped here */
-	uint64_t pool_addr; /* device address of slot 0 */
+	uint8_t *pool_host;		     /* where the pool is mapped here */
+	uint64_t pool_addr;		     /* device address of slot 0 */
 	const struct moat_dma_range *shared; /* the share set */
 	uint32_t nshared;
 };
@@ -79,7 +79,7 @@ struct moat_dma_queue {
 	struct moat_run cells; /* num * MOAT_DMA_CELL bytes of the pool */
 	struct moat_dma_chunk *chunks; /* caller-owned */
 	uint32_t nchunks;
-	uint32_t chunk_free; /* list of chunks given back */
+	uint32_t chunk_free;  /* list of chunks given back */
 	uint32_t chunk_fresh; /* chunks from here on were never used */
 	uint32_t chunks_left;
 	uint64_t bytes_bounced;

@@ -23,9 +23,9 @@ static void put_bits(uint64_t *bits, uint32_t i, uint32_t n, bool set)
 {
 	while (n) {
 		uint32_t off = i % 64, k = 64 - off < n ? 64 - off : n;
-		uint64_t mask = (k == 64 ? ~UINT64_C(0) :
-					   (UINT64_C(1) << k) - 1)
-				<< off;
+		uint64_t mask =
+			(k == 64 ? ~UINT64_C(0) : (UINT64_C(1) << k) - 1)
+			<< off;
 
 		if (set)
 			bits[i / 64] |= mask;

@@ -53,7 +53,7 @@ struct moat_pool {
 	struct moat_arena common;
 	uint32_t slots;
 	const struct moat_share *waiter; /* first claim on the common part */
-	uint32_t carved; /* carved runs now held */
+	uint32_t carved;		 /* carved runs now held */
 	uint32_t carved_end; /* each of them ends at or below this slot */
 	struct moat_pool_stats stats; /* of runs; what is carved is not in it */
 };

@@ -255,8 +255,8 @@ static uint32_t patience_ms(const struct moat_session *s)
 {
 	uint32_t ms = s->config->type->drain_ms;
 
-	return s->impatient && ms > DRAIN_IMPATIENT_MS ? DRAIN_IMPATIENT_MS :
-							 ms;
+	return s->impatient && ms > DRAIN_IMPATIENT_MS ? DRAIN_IMPATIENT_MS
+						       : ms;
 }
 
 /* Let the backend finish what it has, as long as it makes progress. */

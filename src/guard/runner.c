@@ -4,8 +4,8 @@
 #include "guard/runner.h"
 #include "os/fd.h"
 
-#define BUDGET 64u /* requests of one queue, each way, in one round */
-#define ROUNDS 16u /* between two looks at the control plane */
+#define BUDGET 64u	  /* requests of one queue, each way, in one round */
+#define ROUNDS 16u	  /* between two looks at the control plane */
 #define QUIET_ROUNDS 128u /* without work, before a queue goes idle alone */
 #define LOOKS 32u /* at the rings, before others may have the processor */
 

@@ -44,7 +44,8 @@ struct service {
  * All that the guard needs from here on: its sockets, eventfds, mappings of
  * guest RAM, a pool for each session, and the end of its child.
  */
-/* clang-format off: one a line would be a page */
+/* One a line would be a page. */
+/* clang-format off */
 static const struct moat_syscall syscalls[] = {
 	{ "read" }, { "write" }, { "recvmsg" }, { "sendmsg" },
 	{ "poll" }, { "ppoll" }, { "epoll_wait" }, { "epoll_pwait" },

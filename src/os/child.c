@@ -125,9 +125,9 @@ int moat_child_start(struct moat_child *c, char *const argv[])
 {
 	bool by_path = mentions(argv, "{socket}");
 	bool by_listen = mentions(argv, "{listen-fd}");
-	const char *what = by_path   ? "{socket}" :
-			   by_listen ? "{listen-fd}" :
-				       "{fd}";
+	const char *what = by_path     ? "{socket}"
+			   : by_listen ? "{listen-fd}"
+				       : "{fd}";
 	int pair[2] = { -1, -1 }, ret = 0;
 	pid_t parent = getpid();
 	char with[96];
@@ -189,8 +189,8 @@ int moat_child_stop(struct moat_child *c, unsigned int grace_ms)
 	}
 	/* Not for ever: it may be another user's by now, and not obey us. */
 	if (waitpid(c->pid, &status, WNOHANG) == c->pid)
-		ret = WIFEXITED(status) ? WEXITSTATUS(status) :
-					  128 + WTERMSIG(status);
+		ret = WIFEXITED(status) ? WEXITSTATUS(status)
+					: 128 + WTERMSIG(status);
 	forget(c);
 	return ret;
 }

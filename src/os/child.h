@@ -19,11 +19,11 @@
 #include <sys/types.h>
 
 struct moat_child {
-	pid_t pid; /* 0: none */
-	int pidfd; /* readable when it has ended */
-	int fd; /* connected to it, if it got {fd} */
+	pid_t pid;     /* 0: none */
+	int pidfd;     /* readable when it has ended */
+	int fd;	       /* connected to it, if it got {fd} */
 	bool has_path; /* it is reached at @path instead */
-	char dir[64]; /* private folder that holds the socket */
+	char dir[64];  /* private folder that holds the socket */
 	char path[96];
 };
 

@@ -25,12 +25,12 @@ enum moat_log_level {
 };
 
 struct moat_log {
-	const char *prefix; /* such as "moat guard[blk]" */
+	const char *prefix;	   /* such as "moat guard[blk]" */
 	enum moat_log_level level; /* lines above it are dropped */
-	uint64_t tokens_at_ns; /* private: when tokens were last counted */
-	uint32_t tokens; /* private */
-	uint32_t dropped; /* private */
-	bool lock; /* private: threads may share a log */
+	uint64_t tokens_at_ns;	   /* private: when tokens were last counted */
+	uint32_t tokens;	   /* private */
+	uint32_t dropped;	   /* private */
+	bool lock;		   /* private: threads may share a log */
 };
 
 /**

@@ -20,8 +20,7 @@
 #include "os/fd.h"
 #include "os/sandbox.h"
 
-#define NAMESPACES \
-	(CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+#define NAMESPACES (CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
 
 static int put(const char *path, const char *text)
 {

@@ -6,9 +6,9 @@
 /* Mapping the request failed for good: the queue can not get past it. */
 static void refuse(struct moat_relay *relay, struct moat_relay_queue *q)
 {
-	uint64_t limit = (uint64_t)moat_pool_limit(relay->dma.pool,
-						   &q->dma.share)
-			 << MOAT_SLOT_SHIFT;
+	uint64_t limit =
+		(uint64_t)moat_pool_limit(relay->dma.pool, &q->dma.share)
+		<< MOAT_SLOT_SHIFT;
 
 	moat_fault_set(&q->dev.fault, MOAT_FAULT_TOO_BIG, relay->mapped.need,
 		       limit);
@@ -154,7 +154,8 @@ bool moat_relay_notify_on(struct moat_relay_queue *q)
 	bool drv = moat_drvq_notify_on(&q->drv);
 
 	/* Requests that nobody will take are no work. */
-	return drv || (dev && q->enabled && !q->starved && !moat_relay_fault(q));
+	return drv ||
+	       (dev && q->enabled && !q->starved && !moat_relay_fault(q));
 }
 
 const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q)
@@ -169,7 +170,8 @@ uint32_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
 {
 	uint16_t untaken = moat_drvq_untaken(&q->drv, backend_base);
 
-	/* A base does not bring back what was finished: see moat_devq_rewind(). */
+	/* A base does not bring back what was finished: see moat_devq_rewind().
+	 */
 	untaken = moat_devq_rewind(&q->dev, untaken);
 	*lost = (uint32_t)q->drv.outstanding - untaken;
 	release_all(relay, q);

@@ -3,7 +3,7 @@
  * The data plane: carries requests of one queue from guest to backend and back.
  *
  *     guest ring -> devq -> dma -> drvq -> backend ring      moat_relay_submit
- *     backend ring -> drvq -> dma -> devq -> guest ring      moat_relay_complete
+ *     backend ring -> drvq -> dma -> devq -> guest ring moat_relay_complete
  *
  * Nothing here touches a file descriptor: the calls say which notifications
  * are needed, and their caller sends them. Work is bounded by a budget, so that
@@ -26,10 +26,10 @@
 
 /* What moat_relay_submit() and moat_relay_complete() return, or'ed. */
 enum {
-	MOAT_RELAY_KICK = 1, /* notify the backend */
-	MOAT_RELAY_CALL = 2, /* notify the guest */
+	MOAT_RELAY_KICK = 1,  /* notify the backend */
+	MOAT_RELAY_CALL = 2,  /* notify the guest */
 	MOAT_RELAY_MOVED = 4, /* at least one request made progress */
-	MOAT_RELAY_MORE = 8, /* the budget ended before the work did */
+	MOAT_RELAY_MORE = 8,  /* the budget ended before the work did */
 };
 
 /** struct moat_relay - one device: its DMA view, and scratch for its thread */
@@ -40,9 +40,9 @@ struct moat_relay {
 };
 
 struct moat_relay_stats {
-	uint64_t requests; /* given to the backend */
+	uint64_t requests;  /* given to the backend */
 	uint64_t completed; /* given back to the guest */
-	uint64_t waits; /* times that a request had to stay in the ring */
+	uint64_t waits;	    /* times that a request had to stay in the ring */
 };
 
 /** struct moat_relay_queue - one queue, between its two ends */

@@ -93,7 +93,8 @@ static uint64_t least(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* How long to wait from @now on: this answer's time, and what credit is left. */
+/* How long to wait from @now on: this answer's time, and what credit is left.
+ */
 static uint64_t patience_ends(struct moat_vu_client *c, uint64_t now)
 {
 	uint64_t full = MOAT_VU_CREDIT_MS * (uint64_t)MOAT_NS_PER_MS;
@@ -334,7 +335,8 @@ int moat_vu_client_input(struct moat_vu_client *c)
 		return 0;
 	if (ret > 0) {
 		log_err(c->log,
-			"backend sent message %u that nobody asked for; restart "
+			"backend sent message %u that nobody asked for; "
+			"restart "
 			"or replace it",
 			m.request);
 		moat_vu_msg_close(&m);
@@ -383,8 +385,7 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 		return 0;
 	if (ret < 0) {
 		if (ret != -EPIPE)
-			log_err(c->log,
-				"backend's request channel: %s; closed",
+			log_err(c->log, "backend's request channel: %s; closed",
 				strerror(-ret));
 		close_channel(c);
 		return ret;

@@ -29,13 +29,13 @@
 struct moat_vu_client {
 	struct moat_vu_conn conn;
 	struct moat_vu_conn channel; /* requests of the backend; fd -1: none */
-	uint64_t features; /* offered by the backend */
-	uint64_t protocol_features; /* negotiated */
+	uint64_t features;	     /* offered by the backend */
+	uint64_t protocol_features;  /* negotiated */
 	int abort_fd; /* readable: give up waiting with -EINTR; -1: none */
 	uint64_t credit_ns; /* left at credit_at_ns, see MOAT_VU_CREDIT_MS */
 	uint64_t credit_at_ns;
 	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
-	uint64_t end_ns; /* no wait lasts longer; 0: no such end */
+	uint64_t end_ns;   /* no wait lasts longer; 0: no such end */
 	bool dead;
 	bool said_refused; /* that the backend asks for what it may not */
 	struct moat_log *log;

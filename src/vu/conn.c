@@ -182,8 +182,7 @@ int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
 	}
 	while (iov.iov_len) {
 		/* The fd may be the peer's choice, and blocking. */
-		ssize_t n = sendmsg(conn->fd, &mh,
-				    MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = sendmsg(conn->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
 		int ret;
 
 		if (n < 0 && errno != EAGAIN && errno != EINTR)
@@ -205,6 +204,7 @@ int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
 
 const char *moat_vu_request_name(uint32_t request)
 {
+	/* clang-format off */
 #define NAME(r) [VHOST_USER_##r] = #r
 	static const char *const names[VHOST_USER_REQUESTS] = {
 		NAME(GET_FEATURES), NAME(SET_FEATURES), NAME(SET_OWNER),
@@ -228,7 +228,7 @@ const char *moat_vu_request_name(uint32_t request)
 		NAME(GET_SHMEM_CONFIG),
 	};
 #undef NAME
-	return request < VHOST_USER_REQUESTS && names[request] ?
-		       names[request] :
-		       "?";
+	/* clang-format on */
+	return request < VHOST_USER_REQUESTS && names[request] ? names[request]
+							       : "?";
 }

@@ -130,8 +130,8 @@ int moat_vu_find_ring(struct moat_vu_memory *mem, uint32_t index,
 		return -EFAULT;
 	}
 	/* Mappings are page-aligned, but regions need not be in user space. */
-	if ((uintptr_t)ring->desc % 16 || (uintptr_t)ring->avail % avail_align ||
-	    (uintptr_t)ring->used % 4) {
+	if ((uintptr_t)ring->desc % 16 ||
+	    (uintptr_t)ring->avail % avail_align || (uintptr_t)ring->used % 4) {
 		log_err(mem->log,
 			"queue %u: the region of the ring at 0x%llx has a user "
 			"address that misaligns it: refused; fix the front-end",

@@ -20,7 +20,7 @@
 #define MOAT_VU_HEADER_SIZE 12u
 #define MOAT_VU_PAYLOAD_MAX 4096u
 #define MOAT_VU_FDS_MAX 8u
-#define MOAT_VU_REGIONS_MAX 8u /* in one SET_MEM_TABLE */
+#define MOAT_VU_REGIONS_MAX 8u	/* in one SET_MEM_TABLE */
 #define MOAT_VU_CONFIG_MAX 256u /* bytes of config space */
 #define MOAT_VU_VRINGS_MAX 256u /* a vring index has 8 bits next to its fd */
 
@@ -141,7 +141,7 @@ struct moat_vu_vring_state {
 struct moat_vu_vring_addr {
 	uint32_t index;
 	uint32_t flags; /* bit 0: log writes to the used ring */
-	uint64_t desc; /* user addresses of the front-end */
+	uint64_t desc;	/* user addresses of the front-end */
 	uint64_t used;
 	uint64_t avail;
 	uint64_t log;

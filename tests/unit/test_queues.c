@@ -223,7 +223,8 @@ static void no_wakeup_is_lost_in_any_order_of_calls(void **state)
 		bool drv_awake = true, dev_awake = true;
 		struct pair p;
 
-		pair_make(&p, packed, num, k & 4, k & 8, num > 1 ? 12000 : 2000);
+		pair_make(&p, packed, num, k & 4, k & 8,
+			  num > 1 ? 12000 : 2000);
 		while (p.done != p.todo) {
 			/* Both asleep with work left: a lost wakeup. */
 			assert_true(drv_awake || dev_awake || p.nheld);
