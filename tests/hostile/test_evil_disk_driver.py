@@ -92,7 +92,8 @@ def one_line(disk, mark, *texts):
         assert re.search(text, lines[0]), (text, lines[0])
 
 
-@pytest.fixture(name="disk", params=["--engine=uring", "--engine=sync"])
+@pytest.fixture(name="disk", params=["--engine=uring", "--engine=sync",
+                                     "--threads=1"])
 def fixture_disk(request, keep, folder, sanitized):
     return Disk(keep, folder, sanitized, request.param)
 
