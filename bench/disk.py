@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 
-from backends import StorageDaemon
+from backends import MoatBlk, StorageDaemon
 from guard import Guard
 from peers import NewStorageDaemon, blkio, in_root
 from procs import DEADLINE, Workdir
@@ -103,7 +103,8 @@ class NewBenchDaemon(NewStorageDaemon):
         return in_root(*BenchDaemon.command(*args, **kwargs))
 
 
-DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon}
+DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon,
+           "moat-blk": MoatBlk}
 
 
 class Path:
