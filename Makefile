@@ -44,6 +44,7 @@ bench:
 	@scripts/setup.sh bench
 	@scripts/build
 	@bench/run
+	@bench/blk
 
 format:
 	@scripts/setup.sh format

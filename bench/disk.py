@@ -20,7 +20,7 @@ import resource
 import subprocess
 import time
 
-from backends import StorageDaemon
+from backends import MoatBlk, StorageDaemon
 from guard import Guard
 from peers import NewStorageDaemon, blkio, in_root
 from procs import DEADLINE, Workdir, build_dir
@@ -119,13 +119,17 @@ def null_disk(daemon):
         @staticmethod
         def command(socket_path, image, *args, **kwargs):
             argv = daemon.command(socket_path, image, *args, **kwargs)
+            if daemon is MoatBlk:
+                return [f"--null={image}" if word.startswith("--blk-file=")
+                        else word for word in argv]
             at = argv.index("--blockdev") + 1
             argv[at] = f"driver=null-co,node-name=disk,size={image}"
             return argv
     return NullDaemon
 
 
-DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon}
+DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon,
+           "moat-blk": MoatBlk}
 
 
 class Path:

@@ -25,14 +25,14 @@ IN, OUT, FLUSH, GET_ID, DISCARD, ZEROES = 0, 1, 4, 8, 11, 13
 class Disk:
     """moat-blk, a driver with two queues, and the file under it."""
 
-    def __init__(self, keep, folder, build, *options):
+    def __init__(self, keep, folder, build, *options, under=()):
         self.image = f"{folder}/disk"
         self.data = bytearray(os.urandom(SECTORS * 512))
         with open(self.image, "wb") as f:
             f.write(self.data)
         self.keep = keep
         self.blk = keep(Blk(build, folder, self.image, "--num-queues=2",
-                            "--serial=moat-serial", *options))
+                            "--serial=moat-serial", *options, under=under))
         self.guard = self.blk  # what one_line() looks at
         self.vmm = self.connect()
 
@@ -92,7 +92,8 @@ def one_line(disk, mark, *texts):
         assert re.search(text, lines[0]), (text, lines[0])
 
 
-@pytest.fixture(name="disk", params=["--engine=uring", "--engine=sync"])
+@pytest.fixture(name="disk", params=["--engine=uring", "--engine=sync",
+                                     "--threads=1"])
 def fixture_disk(request, keep, folder, sanitized):
     return Disk(keep, folder, sanitized, request.param)
 
@@ -239,6 +240,32 @@ def test_a_file_that_shrinks_is_an_error_and_not_a_hang(disk):
         assert disk.ask(IN, 2048, room=4096) == (IOERR, bytes(4096))
     one_line(disk, mark, "shorter than the disk")
     assert disk.ask(IN, 8, room=512)[0] == OK
+
+
+# A file system of 1 MiB in which the disk of 4 MiB is nothing but a hole.
+FULL = ["unshare", "--map-root-user", "--mount", "sh", "-ec", """
+    for arg; do
+        case $arg in --blk-file=*) image=${arg#--blk-file=} ;; esac
+    done
+    mount -t tmpfs -o size=1m none "${image%/*}/full"
+    truncate -s 4M "${image%/*}/full/disk"
+    mount --bind "${image%/*}/full/disk" "$image"
+    exec "$@" """, "sh"]
+
+
+@pytest.mark.parametrize("engine", ["--engine=uring", "--engine=sync"])
+def test_a_full_file_system_is_an_error_until_there_is_room(
+        keep, folder, sanitized, engine):
+    os.mkdir(f"{folder}/full")
+    disk = Disk(keep, folder, sanitized, engine, under=FULL)
+    mark = len(disk.blk.lines)
+    got = [disk.ask(OUT, n * 8, b"d" * 4096)[0] for n in range(300)]
+    assert got[:100] == [OK] * 100 and got[-20:] == [IOERR] * 20, got
+    one_line(disk, mark, "write of .* fails: No space left")
+    assert disk.ask(IN, 0, room=4096) == (OK, b"d" * 4096)
+    assert disk.ask(DISCARD, 0, seg(0, 512))[0] == OK
+    assert disk.ask(OUT, 2392, b"d" * 4096)[0] == OK
+    disk.vmm.ram.check()
 
 
 def test_read_only_disk_is_not_written(keep, folder, sanitized):

@@ -159,7 +159,6 @@ static void make_config(struct blk_disk *d, const struct blk_options *opt)
 	c->physical_block_exp =
 		block < 4096 ? (uint8_t)__builtin_ctz(4096 / block) : 0;
 	c->min_io_size = moat_le16((uint16_t)(block < 4096 ? 4096 / block : 1));
-	c->opt_io_size = moat_le32((1u << 20) / block);
 	c->wce = d->wce_start;
 	c->num_queues = moat_le16((uint16_t)opt->num_queues);
 	c->max_discard_sectors = moat_le32(BLK_RANGE_SECTORS);

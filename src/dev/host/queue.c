@@ -124,8 +124,9 @@ static void say_broken(struct moat_queue *q)
 			q->index, moat_fault_text(f->code), U(f->value),
 			U(f->limit), moat_fault_cure(f->code));
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
-	moat_eventfd_signal(q->err_fd);
+	/* Who hears of it from the err eventfd finds it in the status. */
 	__atomic_store_n(&d->broken, true, __ATOMIC_RELEASE);
+	moat_eventfd_signal(q->err_fd);
 	moat_eventfd_signal(d->broken_src.fd);
 }
 

@@ -413,6 +413,35 @@ static int op_set_backend_req_fd(void *dev, int *fd)
 	return 0;
 }
 
+/* Legal once there is a channel and the driver has started; else later. */
+static void tell_config(struct moat_device *d)
+{
+	if (!d->config_changed || d->channel.fd < 0 || !any_started(d))
+		return;
+	d->config_changed = false;
+	if (moat_vu_conn_send(&d->channel, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
+			      0, NULL, 0, NULL, 0)) {
+		log_warn(d->log, "front-end does not take config changes");
+		moat_vu_conn_close(&d->channel);
+	}
+}
+
+void moat_device_config_changed(struct moat_device *d)
+{
+	d->config_changed = true;
+	tell_config(d);
+}
+
+/* virtio 1.4, 2.1.2: NEEDS_RESET, and a notification that it is there. */
+static void see_broken(struct moat_device *d)
+{
+	if (!__atomic_exchange_n(&d->broken, false, __ATOMIC_ACQUIRE))
+		return;
+	d->status |= VIRTIO_STATUS_NEEDS_RESET;
+	if (d->server.protocol_features & P(STATUS))
+		moat_device_config_changed(d);
+}
+
 static int op_set_status(void *dev, uint64_t status)
 {
 	struct moat_device *d = dev;
@@ -434,6 +463,7 @@ static int op_get_status(void *dev, uint64_t *status)
 {
 	struct moat_device *d = dev;
 
+	see_broken(d);
 	*status = d->status;
 	return 0;
 }
@@ -469,25 +499,6 @@ static const struct moat_vu_server_ops ops = {
 
 /* ---- what happens by itself ---- */
 
-/* Legal once there is a channel and the driver has started; else later. */
-static void tell_config(struct moat_device *d)
-{
-	if (!d->config_changed || d->channel.fd < 0 || !any_started(d))
-		return;
-	d->config_changed = false;
-	if (moat_vu_conn_send(&d->channel, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
-			      0, NULL, 0, NULL, 0)) {
-		log_warn(d->log, "front-end does not take config changes");
-		moat_vu_conn_close(&d->channel);
-	}
-}
-
-void moat_device_config_changed(struct moat_device *d)
-{
-	d->config_changed = true;
-	tell_config(d);
-}
-
 static void on_message(void *arg, uint32_t events)
 {
 	struct moat_device *d = arg;
@@ -501,17 +512,10 @@ static void on_message(void *arg, uint32_t events)
 	tell_config(d);
 }
 
-/* virtio 1.4, 2.1.2: NEEDS_RESET, and a notification that it is there. */
 static void on_broken(void *arg, uint32_t events)
 {
-	struct moat_device *d = arg;
-
 	(void)events;
-	if (!__atomic_exchange_n(&d->broken, false, __ATOMIC_ACQUIRE))
-		return;
-	d->status |= VIRTIO_STATUS_NEEDS_RESET;
-	if (d->server.protocol_features & P(STATUS))
-		moat_device_config_changed(d);
+	see_broken(arg);
 }
 
 int moat_session_begin(struct moat_device *d, int fd)
