@@ -115,3 +115,14 @@ def test_a_quick_bench_measures_each_work_and_writes_table_json_and_plot(work):
         assert heading in done.stdout
     plot = xml.etree.ElementTree.parse(work / "bench.svg").getroot()
     assert plot.tag.endswith("svg") and len(plot)
+
+
+def test_the_bench_of_moat_blk_measures_each_load_on_both_disks(work):
+    done = run([os.path.join(TOP, "bench/blk"), "--quick", f"--output={work}"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(work / "blk.json", encoding="utf-8") as f:
+        results = json.load(f)
+    assert set(results) == {"a file on RAM", "no file"}
+    for rows in results.values():
+        assert {r["depth"] for r in rows} == {1, 8, 32, 64}
+        assert all(r["ratio"] > 0 and len(r["ratios"]) == 2 for r in rows)
