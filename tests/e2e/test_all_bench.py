@@ -118,9 +118,9 @@ def test_a_quick_bench_measures_each_work_and_writes_table_json_and_plot(work):
 
 
 def test_the_bench_of_moat_blk_measures_each_load_on_both_disks(work):
-    done = run([os.path.join(TOP, "bench/blk"), "--quick", f"--output={work}"])
+    done = run([os.path.join(TOP, "bench/blk"), "--quick", f"--output={work / 'out'}"])
     assert done.returncode == 0, done.stdout + done.stderr
-    with open(work / "blk.json", encoding="utf-8") as f:
+    with open(work / "out/blk.json", encoding="utf-8") as f:
         results = json.load(f)
     assert set(results) == {"a file on RAM", "no file"}
     for rows in results.values():
