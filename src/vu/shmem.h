@@ -10,6 +10,11 @@
  * mapping is whole pages within its region, over no other, and is unmapped as a
  * whole. The number of mappings is bounded: each costs the front-end an fd and
  * a mapping of its own.
+ *
+ * A reset of the device unmaps all; but a front-end may say "reset" when it
+ * only stops the device for a while (QEMU does), and keep what is mapped. So
+ * after a reset a mapping is in doubt: it is in nobody's way, may still be
+ * unmapped, and is forgotten once something else takes its place.
  */
 #ifndef MOAT_VU_SHMEM_H
 #define MOAT_VU_SHMEM_H
@@ -24,6 +29,7 @@ struct moat_vu_mapping {
 	uint64_t offset;
 	uint64_t len;
 	uint8_t shmid;
+	bool doubtful;
 };
 
 struct moat_vu_shmem {
@@ -54,17 +60,30 @@ bool moat_vu_shmem_any(const struct moat_vu_shmem *shmem);
 int moat_vu_shmem_may_map(struct moat_vu_shmem *shmem, uint8_t shmid,
 			  uint64_t offset, uint64_t len);
 
-/** moat_vu_shmem_add() - it is mapped; after moat_vu_shmem_may_map() */
+/**
+ * moat_vu_shmem_add() - it is mapped; after moat_vu_shmem_may_map()
+ *
+ * Nothing may have been added in between.
+ */
 void moat_vu_shmem_add(struct moat_vu_shmem *shmem, uint8_t shmid,
 		       uint64_t offset, uint64_t len);
 
-/** moat_vu_shmem_has() - is exactly this mapped? */
-bool moat_vu_shmem_has(const struct moat_vu_shmem *shmem, uint8_t shmid,
-		       uint64_t offset, uint64_t len);
+/**
+ * moat_vu_shmem_find() - the mapping that is exactly this, or NULL
+ *
+ * One in doubt is found too: to unmap it is no mistake, nor is it one of the
+ * front-end to have none.
+ */
+const struct moat_vu_mapping *
+moat_vu_shmem_find(const struct moat_vu_shmem *shmem, uint8_t shmid,
+		   uint64_t offset, uint64_t len);
 
 /** moat_vu_shmem_del() - it is no longer mapped, if it was */
 void moat_vu_shmem_del(struct moat_vu_shmem *shmem, uint8_t shmid,
 		       uint64_t offset, uint64_t len);
+
+/** moat_vu_shmem_doubt() - the device was reset: all mappings are in doubt */
+void moat_vu_shmem_doubt(struct moat_vu_shmem *shmem);
 
 /** moat_vu_shmem_clear() - nothing is mapped any more; regions stay */
 void moat_vu_shmem_clear(struct moat_vu_shmem *shmem);

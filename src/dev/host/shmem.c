@@ -142,36 +142,14 @@ static int transact(struct moat_host_shmem *h, uint32_t request,
 	return ret;
 }
 
-/* Take the answer that is owed, and undo what was done for nobody. */
-static int settle(struct moat_host_shmem *h)
-{
-	struct moat_vu_mmap what = h->owed_what;
-	bool map = h->owed == VHOST_USER_BACKEND_SHMEM_MAP;
-	uint64_t status;
-	int ret = h->owed ? wait_answer(h, h->owed, &status) : 0;
-
-	if (ret || !h->owed)
-		return ret;
-	h->owed = 0;
-	if (status)
-		return 0;
-	if (map)
-		ret = transact(h, VHOST_USER_BACKEND_SHMEM_UNMAP, &what, -1,
-			       &status);
-	else
-		moat_vu_shmem_del(&h->table, what.shmid, what.shm_offset,
-				  what.len);
-	return ret;
-}
-
 static int may_ask(struct moat_host_shmem *h, uint32_t request,
 		   const struct moat_vu_mmap *what)
 {
 	int ret;
 
 	if (request == VHOST_USER_BACKEND_SHMEM_UNMAP)
-		return moat_vu_shmem_has(&h->table, what->shmid,
-					 what->shm_offset, what->len)
+		return moat_vu_shmem_find(&h->table, what->shmid,
+					  what->shm_offset, what->len)
 			       ? 0
 			       : -ENOENT;
 	ret = moat_vu_shmem_may_map(&h->table, what->shmid, what->shm_offset,
@@ -191,9 +169,54 @@ static int error_of(uint64_t status)
 		return -ENOTCONN;
 	case ENOSPC:
 		return -ENOSPC;
+	case ETIMEDOUT:
+		return -ETIMEDOUT;
 	default:
 		return -EIO;
 	}
+}
+
+/* It said yes or no: what is mapped now? */
+static int conclude(struct moat_host_shmem *h, uint32_t request,
+		    const struct moat_vu_mmap *what, uint64_t status)
+{
+	const struct moat_vu_mapping *m;
+	int ret = error_of(status);
+
+	if (request == VHOST_USER_BACKEND_SHMEM_MAP) {
+		if (!ret)
+			moat_vu_shmem_add(&h->table, what->shmid,
+					  what->shm_offset, what->len);
+		return ret;
+	}
+	m = moat_vu_shmem_find(&h->table, what->shmid, what->shm_offset,
+			       what->len);
+	/* After a reset the front-end need not have it any more. */
+	if (ret && m && m->doubtful)
+		ret = 0;
+	if (!ret)
+		moat_vu_shmem_del(&h->table, what->shmid, what->shm_offset,
+				  what->len);
+	return ret;
+}
+
+/* Take the answer that is owed, and undo what was done for nobody. */
+static int settle(struct moat_host_shmem *h)
+{
+	struct moat_vu_mmap what = h->owed_what;
+	bool map = h->owed == VHOST_USER_BACKEND_SHMEM_MAP;
+	uint64_t status;
+	int ret = h->owed ? wait_answer(h, h->owed, &status) : 0;
+
+	if (ret || !h->owed)
+		return ret;
+	h->owed = 0;
+	if (!map)
+		conclude(h, VHOST_USER_BACKEND_SHMEM_UNMAP, &what, status);
+	else if (!status)
+		ret = transact(h, VHOST_USER_BACKEND_SHMEM_UNMAP, &what, -1,
+			       &status);
+	return ret;
 }
 
 static int ask(struct moat_host_shmem *h, uint32_t request,
@@ -211,17 +234,7 @@ static int ask(struct moat_host_shmem *h, uint32_t request,
 		ret = may_ask(h, request, what);
 	if (!ret)
 		ret = transact(h, request, what, fd, &status);
-	if (!ret)
-		ret = error_of(status);
-	if (ret)
-		return ret;
-	if (request == VHOST_USER_BACKEND_SHMEM_MAP)
-		moat_vu_shmem_add(&h->table, what->shmid, what->shm_offset,
-				  what->len);
-	else
-		moat_vu_shmem_del(&h->table, what->shmid, what->shm_offset,
-				  what->len);
-	return 0;
+	return ret ? ret : conclude(h, request, what, status);
 }
 
 static int ask_in_turn(struct moat_host_shmem *h, uint32_t request,
@@ -343,13 +356,16 @@ void moat_host_shmem_running(struct moat_device *d, bool running)
 	pthread_mutex_unlock(&h->lock);
 }
 
-void moat_host_shmem_forget(struct moat_device *d)
+void moat_host_shmem_forget(struct moat_device *d, bool reset)
 {
 	struct moat_host_shmem *h = &d->shmem;
 
 	pthread_mutex_lock(&h->lock);
 	empty(h);
-	moat_vu_shmem_clear(&h->table);
+	if (reset)
+		moat_vu_shmem_doubt(&h->table);
+	else
+		moat_vu_shmem_clear(&h->table);
 	pthread_mutex_unlock(&h->lock);
 }
 

@@ -25,8 +25,8 @@
 struct moat_device;
 
 struct moat_host_shmem {
-	pthread_mutex_t lock; /* of all that follows */
-	pthread_cond_t left;  /* nobody is inside any more */
+	pthread_mutex_t lock;	     /* of all that follows */
+	pthread_cond_t left;	     /* nobody is inside any more */
 	struct moat_vu_conn channel; /* of SET_BACKEND_REQ_FD; fd -1: none */
 	struct moat_vu_shmem table;
 	int wake_fd; /* eventfd: who waits has to look again */
@@ -60,8 +60,8 @@ int moat_host_shmem_tell(struct moat_device *d, uint32_t request);
  */
 void moat_host_shmem_running(struct moat_device *d, bool running);
 
-/** moat_host_shmem_forget() - the device was reset: nothing is mapped */
-void moat_host_shmem_forget(struct moat_device *d);
+/** moat_host_shmem_forget() - after @reset, or as the front-end has left */
+void moat_host_shmem_forget(struct moat_device *d, bool reset);
 
 /**
  * moat_host_shmem_pause() - the control thread is about to wait for a worker
