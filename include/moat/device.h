@@ -133,6 +133,15 @@ uint32_t moat_iov_cut(struct iovec **iov, uint32_t n, uint64_t len);
  * @reload: SIGHUP came; control thread; may be NULL
  * @attached: the harness of the device, once, before workers start, for those
  *	that need it (moat_shmem_map()); may be NULL
+ * @entered: for a device that serves a directory (@shared_dir of the config):
+ *	the process has only that directory left, and runs no other thread yet.
+ *	@root_fd is the directory, O_PATH; @proc_fd is /proc/self/fd of this
+ *	process, O_PATH, so that "17" beneath it names descriptor 17. Both are
+ *	the device's from here on. Returns 0 or a negative errno, logged
+ * @hurry: the control thread waits for queues to have no request outstanding:
+ *	those that may wait without bound have to be given up soon. Called again
+ *	and again until they are done, only if it takes a while; control thread;
+ *	may be NULL
  *
  * @dev is the pointer from struct moat_device_config.
  */
@@ -151,6 +160,8 @@ struct moat_device_ops {
 	void (*reset)(void *dev);
 	void (*reload)(void *dev, struct moat_device *device);
 	void (*attached)(void *dev, struct moat_device *device);
+	int (*entered)(void *dev, int root_fd, int proc_fd);
+	void (*hurry)(void *dev);
 };
 
 /* Shared memory regions that a device can have: shmid 0 to 7. */
@@ -163,7 +174,14 @@ enum moat_sandbox_level {
 	MOAT_SANDBOX_STRICT,  /* and namespaces, Landlock, limits */
 };
 
-/** struct moat_device_config - one device, set up by the program */
+/**
+ * struct moat_device_config - one device, set up by the program
+ *
+ * A device that serves a directory has ops->entered and sets @shared_dir: in
+ * the strict sandbox that directory is the root of its process, and Landlock
+ * keeps it there. It runs with umask 0 and, as root, without supplementary
+ * groups.
+ */
 struct moat_device_config {
 	const struct moat_device_ops *ops;
 	void *dev;		     /* handed to each op */
@@ -173,6 +191,10 @@ struct moat_device_config {
 	/* bytes of the shared memory region with that shmid, whole pages; 0:
 	 * there is none */
 	uint64_t shmem[MOAT_SHMEM_REGIONS];
+	const char *shared_dir; /* NULL: it opens no files in the sandbox */
+	uint64_t capabilities;	/* 1 << CAP_...: that it keeps if it has them */
+	uint32_t files;		/* descriptors that it needs */
+	uint64_t heap;		/* bytes that it allocates */
 	/* set by moat_device_argp(), from the command line */
 	const char *socket_path;
 	int fd; /* a connection, or -1 */
