@@ -95,7 +95,8 @@ int fs_op_read(struct fs_req *r)
 	struct fs_handle *h;
 	int ret;
 
-	if (in->size > fs_req_room(r) || in->offset > INT64_MAX - in->size)
+	if (in->size > fs_req_room(r) ||
+	    in->offset > (uint64_t)INT64_MAX - in->size)
 		return -EINVAL;
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
@@ -138,7 +139,8 @@ int fs_op_write(struct fs_req *r)
 	int ret;
 
 	if (in->size > r->mr->read_len - skip ||
-	    in->offset > INT64_MAX - in->size || fs_req_room(r) < sizeof(out))
+	    in->offset > (uint64_t)INT64_MAX - in->size ||
+	    fs_req_room(r) < sizeof(out))
 		return -EINVAL;
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)

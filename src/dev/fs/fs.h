@@ -252,8 +252,8 @@ enum {
 struct fs_op {
 	const char *name;
 	int (*handle)(struct fs_req *r);
-	uint32_t fixed; /* bytes of its structure, at the least */
-	uint32_t size;	/* bytes of its structure; what is missing is 0 */
+	uint32_t size;	/* bytes of its structure ... */
+	uint32_t least; /* ... of which so many have to be there; 0: all */
 	uint8_t names;	/* NUL-terminated strings behind it */
 	bool data;	/* what follows is data, which stays where it is */
 	bool blob;	/* what follows is copied, as it is */

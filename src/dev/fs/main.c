@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/magic.h>
 #include <linux/virtio_fs.h>
 #include <stdio.h>
@@ -17,6 +18,13 @@
 #include "core/shm.h"
 #include "dev/fs/fs.h"
 #include "dev/fs/options.h"
+
+#define CAP(name) (UINT64_C(1) << CAP_##name)
+
+/* To act for any user of the guest's, on files of any. */
+#define CAPABILITIES                                                  \
+	(CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(FOWNER) | CAP(FSETID) | \
+	 CAP(SETGID) | CAP(SETUID) | CAP(MKNOD) | CAP(SETFCAP))
 
 /* Of the device's queues: the one that never waits. */
 #define HIPRIO 1u
@@ -155,7 +163,7 @@ int main(int argc, char **argv)
 			.name = "moat-fs",
 			.syscalls = syscalls,
 			.max_queues = FS_QUEUES_MAX + HIPRIO,
-			.capabilities = FS_CAPABILITIES,
+			.capabilities = CAPABILITIES,
 		},
 	};
 	struct fs fs = {

@@ -74,11 +74,13 @@ static const char *const syscalls[] = {
 };
 /* clang-format on */
 
-static void append(struct moat_syscall *list, uint32_t *n,
-		   const char *const *names)
+/* Return: 0, or -E2BIG: a list that is cut off would be a trap. */
+static int append(struct moat_syscall *list, uint32_t *n,
+		  const char *const *names)
 {
 	for (; names && *names && *n < SYSCALLS_MAX; names++)
 		list[(*n)++].name = *names;
+	return names && *names ? -E2BIG : 0;
 }
 
 static int forbid_syscalls(const struct moat_device_config *c)
@@ -86,8 +88,8 @@ static int forbid_syscalls(const struct moat_device_config *c)
 	struct moat_syscall list[SYSCALLS_MAX + 1] = { { 0 } };
 	uint32_t n = 0;
 
-	append(list, &n, syscalls);
-	append(list, &n, c->syscalls);
+	if (append(list, &n, syscalls) || append(list, &n, c->syscalls))
+		return -E2BIG;
 	return moat_sandbox_syscalls(list);
 }
 
