@@ -111,7 +111,7 @@ static const char *const syscalls[] = {
 	"fstat",	   "newfstatat", "fstatfs",   "getdents64",
 	"lseek",	   "readlinkat", "faccessat", "faccessat2",
 	"mkdirat",	   "mknodat",	 "symlinkat", "linkat",
-	"unlinkat",	   "renameat2",	 "chmod",     "fchmod",
+	"unlinkat",	   "renameat", "renameat2",	 "chmod",     "fchmod",
 	"fchmodat",	   "fchownat",	 "truncate",  "ftruncate",
 	"utimensat",	   "umask",	 "preadv",    "preadv2",
 	"pwritev",	   "pwritev2",	 "pread64",   "pwrite64",
