@@ -44,8 +44,12 @@
 #define FS_REPLY ((uint32_t)sizeof(struct fuse_out_header))
 /* The largest arguments beside data: an extended attribute and its name. */
 #define FS_ARGS_MAX (65536u + 4096u)
-#define FS_DATA_MAX (1u << 20) /* bytes of one read or write, in the largest \
-				*/
+#define FS_EXT_MAX 8192u /* bytes of extensions behind them */
+#define FS_IOV 1024u	 /* IOV_MAX: pieces of one system call */
+#define FS_SAVED 64u	 /* the largest structure of what can be deferred */
+#define FS_DATA_MAX                                              \
+	(1u << 20) /* bytes of one read or write, in the largest \
+		    */
 
 /* The last words of the protocol that older headers lack. */
 #ifndef FUSE_CREATE_SUPP_GROUP
@@ -55,6 +59,34 @@
 #define FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36)
 #endif
 #define FS_OP_STATX 52u /* 7.39 */
+
+struct fs_statx_in {
+	uint32_t getattr_flags, reserved;
+	uint64_t fh;
+	uint32_t sx_flags, sx_mask;
+};
+
+struct fs_sx_time {
+	int64_t tv_sec;
+	uint32_t tv_nsec;
+	int32_t reserved;
+};
+
+struct fs_statx_out {
+	uint64_t attr_valid;
+	uint32_t attr_valid_nsec, flags;
+	uint64_t spare[2];
+	struct {
+		uint32_t mask, blksize;
+		uint64_t attributes;
+		uint32_t nlink, uid, gid;
+		uint16_t mode, spare0;
+		uint64_t ino, size, blocks, attributes_mask;
+		struct fs_sx_time atime, btime, ctime, mtime;
+		uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+		uint64_t spare2[14];
+	} stat;
+};
 
 enum fs_cache { FS_CACHE_AUTO, FS_CACHE_ALWAYS, FS_CACHE_NEVER, FS_CACHE_META };
 
@@ -123,7 +155,8 @@ struct fs_node {
  * @slow: reads have to be left to a thread: they may block and can not be
  *	asked not to
  * @closed: the guest has closed it; only requests that came before still use it
- * @dir: where readdir stands; NULL for a regular file
+ * @dir_lock, @dir_at: of a directory: where its descriptor stands, so that it
+ *	need not be moved
  */
 struct fs_handle {
 	struct fs_slot slot;
@@ -132,15 +165,13 @@ struct fs_handle {
 	int flags;
 	bool slow;
 	bool closed; /* atomic */
-	struct fs_dir *dir;
+	pthread_mutex_t dir_lock;
+	uint64_t dir_at;
 };
 
-#define FS_BUCKETS 1024u
-
-struct fs_bucket {
-	pthread_mutex_t lock;
-	struct fs_node *first;
-};
+/* Lists of nodes, so that a million files are some ten a list, and locks. */
+#define FS_BUCKETS (1u << 17)
+#define FS_LOCKS 256u
 
 /** struct fs - the file system that is shared */
 struct fs {
@@ -155,7 +186,8 @@ struct fs {
 
 	struct fs_table nodes, handles;
 	struct fs_node *root;
-	struct fs_bucket *buckets; /* FS_BUCKETS of nodes, by file */
+	struct fs_node **buckets; /* FS_BUCKETS, by file */
+	pthread_mutex_t locks[FS_LOCKS];
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
@@ -171,8 +203,10 @@ struct fs {
 /** struct fs_thread - what a thread that carries out requests has */
 struct fs_thread {
 	struct fs *fs;
-	uint8_t *args; /* FS_ARGS_MAX and a NUL */
-	uint8_t *data; /* FS_ARGS_MAX, for an answer */
+	uint8_t *args;	   /* FS_ARGS_MAX and a NUL */
+	uint8_t *ext;	   /* FS_EXT_MAX: extensions */
+	uint8_t *data;	   /* FS_ARGS_MAX, for an answer */
+	struct iovec *iov; /* FS_IOV: pieces of guest memory */
 	/* of ids.c: what the thread is at the moment */
 	uid_t uid;
 	gid_t gid;
@@ -190,13 +224,15 @@ struct fs_req {
 	struct fuse_in_header in;
 	uint32_t nargs; /* bytes at @thread->args, which a NUL follows */
 	uint32_t fixed; /* of these, the opcode's structure */
-	uint32_t ext;	/* bytes of extensions behind the arguments */
+	uint32_t ext;	/* bytes of extensions at @thread->ext */
 	uint32_t out;	/* bytes of answer behind the header, so far */
 	int error;	/* of a deferred one */
 	struct fs_req *next;
-	/* of a read or write that goes on in another thread */
-	struct iovec *iov;
-	uint32_t niov;
+	/* of one that goes on in another thread: its structure, and as far as
+	 * it came */
+	uint8_t saved[FS_SAVED];
+	bool resumed;
+	uint64_t moved;
 	/* of a lock that is waited for */
 	struct fs_lock_wait *wait;
 	bool interrupted; /* atomic */
@@ -242,14 +278,40 @@ static inline const void *fs_req_args(const struct fs_req *r)
  */
 const char *fs_req_name(const struct fs_req *r, unsigned int n);
 
+/**
+ * fs_may_block() - is this a thread that may wait?
+ *
+ * If not, a handler that would have to returns FS_DEFER and is called again.
+ */
+static inline bool fs_may_block(const struct fs_req *r)
+{
+	return !r->thread->worker || !r->fs->opt->threads;
+}
+
 /** fs_req_put() - append to the answer; -ERANGE if there is no room */
 int fs_req_put(struct fs_req *r, const void *data, uint32_t len);
 
 /** fs_req_room() - bytes that the answer may still take */
 uint64_t fs_req_room(const struct fs_req *r);
 
+/** fs_req_begin() - the header; true if it is one that can be gone on with */
+bool fs_req_begin(struct fs_req *r, struct fs *fs, struct moat_request *mr);
+
+/** fs_req_parse() - copy and check what follows the header, into @thread */
+int fs_req_parse(struct fs_req *r);
+
 /** fs_req_finish() - give it back; on the thread of its queue */
 void fs_req_finish(struct fs_req *r, int error);
+
+/** struct fs_worker - the thread of a queue */
+struct fs_worker {
+	struct fs_thread thread;
+	/* requests that other threads have carried out */
+	pthread_mutex_t lock;
+	struct fs_req *done; /* atomic */
+	bool signalled;
+	int event_fd;
+};
 
 /** fs_thread_init() - a thread that carries out requests begins, on it */
 int fs_thread_init(struct fs_thread *t, struct fs *fs);
@@ -301,6 +363,9 @@ void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n);
  * Return: held; NULL if the guest does not know that file.
  */
 struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx);
+
+/** fs_node_probable() - does the guest know a file @ino beside @dir? */
+bool fs_node_probable(struct fs *fs, const struct fs_node *dir, uint64_t ino);
 
 /**
  * fs_node_enter() - the node of the file at @fd, looked up once more
@@ -365,9 +430,15 @@ bool fs_name_ok(const char *name);
 int fs_lookup(struct fs *fs, struct fs_node *dir, const char *name,
 	      uint64_t hint, struct fuse_entry_out *out);
 
-/* ---- dir ---- */
-
-void fs_dir_free(struct fs_dir *dir);
+/**
+ * fs_enter() - the node of the open file @fd, looked up once more
+ * @dir: where it was made
+ * @out: filled in
+ *
+ * Return: 0 with *@node held, or a negative errno.
+ */
+int fs_enter(struct fs *fs, const struct fs_node *dir, int fd,
+	     struct fs_node **node, struct fuse_entry_out *out);
 
 /* ---- ids ---- */
 

@@ -17,7 +17,8 @@ int fs_handle_new(struct fs *fs, struct fs_node *node, int fd, int flags,
 	h->fd = fd;
 	h->flags = flags;
 	h->slow = h->closed = false;
-	h->dir = NULL;
+	h->dir_at = 0;
+	pthread_mutex_init(&h->dir_lock, NULL);
 	fs_node_hold(node);
 	fs_table_publish(&h->slot);
 	*id = fs_slot_id(&h->slot);
@@ -38,8 +39,7 @@ void fs_handle_put(struct fs *fs, struct fs_handle *h)
 {
 	if (!fs_table_put(&h->slot))
 		return;
-	if (h->dir)
-		fs_dir_free(h->dir);
+	pthread_mutex_destroy(&h->dir_lock);
 	close(h->fd);
 	fs_node_put(fs, h->node);
 	fs_table_free(&fs->handles, &h->slot);
@@ -68,7 +68,9 @@ int fs_handle_close(struct fs *fs, uint64_t id, uint64_t nodeid)
 
 void fs_handles_close_all(struct fs *fs)
 {
-	for (uint32_t i = 1; i <= fs->handles.n; i++) {
+	uint32_t n = __atomic_load_n(&fs->handles.n, __ATOMIC_ACQUIRE);
+
+	for (uint32_t i = 1; i <= n; i++) {
 		struct fs_handle *h = fs_table_at(&fs->handles, i);
 
 		h = fs_table_get(&fs->handles, fs_slot_id(&h->slot));

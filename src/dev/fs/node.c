@@ -18,11 +18,22 @@ static dev_t dev_of(const struct statx *sx)
 	return (dev_t)sx->stx_dev_major << 32 | sx->stx_dev_minor;
 }
 
-static struct fs_bucket *bucket_of(struct fs *fs, uint64_t ino, dev_t dev)
+/* Where a file's node is: a list, and the lock of that list and others. */
+struct bucket {
+	pthread_mutex_t *lock;
+	struct fs_node **first;
+};
+
+static struct bucket bucket_at(struct fs *fs, uint32_t i)
+{
+	return (struct bucket){ &fs->locks[i % FS_LOCKS], &fs->buckets[i] };
+}
+
+static struct bucket bucket_of(struct fs *fs, uint64_t ino, dev_t dev)
 {
 	uint64_t h = (ino ^ (uint64_t)dev << 20) * UINT64_C(0x9e3779b97f4a7c15);
 
-	return &fs->buckets[h >> 32 & (FS_BUCKETS - 1)];
+	return bucket_at(fs, (uint32_t)(h >> 32) % FS_BUCKETS);
 }
 
 static bool is_file(const struct fs_node *n, const struct statx *sx)
@@ -32,9 +43,9 @@ static bool is_file(const struct fs_node *n, const struct statx *sx)
 }
 
 /* Under the bucket's lock; looked up once more, and held. */
-static struct fs_node *find(struct fs_bucket *b, const struct statx *sx)
+static struct fs_node *find(struct bucket b, const struct statx *sx)
 {
-	struct fs_node *n = b->first;
+	struct fs_node *n = *b.first;
 
 	while (n && !is_file(n, sx))
 		n = n->next;
@@ -47,12 +58,25 @@ static struct fs_node *find(struct fs_bucket *b, const struct statx *sx)
 
 struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx)
 {
-	struct fs_bucket *b = bucket_of(fs, sx->stx_ino, dev_of(sx));
+	struct bucket b = bucket_of(fs, sx->stx_ino, dev_of(sx));
 	struct fs_node *n;
 
-	pthread_mutex_lock(&b->lock);
+	pthread_mutex_lock(b.lock);
 	n = find(b, sx);
-	pthread_mutex_unlock(&b->lock);
+	pthread_mutex_unlock(b.lock);
+	return n;
+}
+
+bool fs_node_probable(struct fs *fs, const struct fs_node *dir, uint64_t ino)
+{
+	struct bucket b = bucket_of(fs, ino, dir->dev);
+	struct fs_node *n;
+
+	pthread_mutex_lock(b.lock);
+	for (n = *b.first; n; n = n->next)
+		if (n->ino == ino && n->dev == dir->dev)
+			break;
+	pthread_mutex_unlock(b.lock);
 	return n;
 }
 
@@ -70,15 +94,15 @@ static void say_full(struct fs *fs)
 int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		  struct fs_node **node)
 {
-	struct fs_bucket *b = bucket_of(fs, sx->stx_ino, dev_of(sx));
+	struct bucket b = bucket_of(fs, sx->stx_ino, dev_of(sx));
 	struct fs_node *n;
 
-	pthread_mutex_lock(&b->lock);
+	pthread_mutex_lock(b.lock);
 	n = find(b, sx);
 	if (!n) {
 		n = fs_table_new(&fs->nodes);
 		if (!n) {
-			pthread_mutex_unlock(&b->lock);
+			pthread_mutex_unlock(b.lock);
 			close(fd);
 			say_full(fs);
 			return -ENFILE;
@@ -90,13 +114,13 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->type = sx->stx_mode & S_IFMT;
 		n->locks = NULL;
 		n->lookups = 1;
-		n->next = b->first;
-		b->first = n;
+		n->next = *b.first;
+		*b.first = n;
 		fs_table_publish(&n->slot);
 		fs_table_hold(&n->slot);
 		fd = -1;
 	}
-	pthread_mutex_unlock(&b->lock);
+	pthread_mutex_unlock(b.lock);
 	if (fd >= 0)
 		close(fd);
 	*node = n;
@@ -123,9 +147,9 @@ void fs_node_put(struct fs *fs, struct fs_node *node)
 }
 
 /* Under the bucket's lock. */
-static void leave(struct fs_bucket *b, struct fs_node *node)
+static void leave(struct bucket b, struct fs_node *node)
 {
-	struct fs_node **at = &b->first;
+	struct fs_node **at = b.first;
 
 	while (*at != node)
 		at = &(*at)->next;
@@ -135,13 +159,13 @@ static void leave(struct fs_bucket *b, struct fs_node *node)
 void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n)
 {
 	struct fs_node *node = fs_node_get(fs, id);
-	struct fs_bucket *b;
+	struct bucket b;
 	bool gone = false;
 
 	if (!node)
 		return;
 	b = bucket_of(fs, node->ino, node->dev);
-	pthread_mutex_lock(&b->lock);
+	pthread_mutex_lock(b.lock);
 	/* A guest that forgets more than it knew has still forgotten it. */
 	if (node != fs->root && node->lookups && n) {
 		node->lookups -= n < node->lookups ? n : node->lookups;
@@ -149,32 +173,36 @@ void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n)
 	}
 	if (gone)
 		leave(b, node);
-	pthread_mutex_unlock(&b->lock);
+	pthread_mutex_unlock(b.lock);
 	if (gone)
 		fs_node_put(fs, node);
 	fs_node_put(fs, node);
 }
 
+/* One that the guest knows, but the root; it knows it no more. */
+static struct fs_node *take_one(struct fs *fs, struct bucket b)
+{
+	struct fs_node *n;
+
+	pthread_mutex_lock(b.lock);
+	n = *b.first;
+	if (n == fs->root && n)
+		n = n->next;
+	if (n) {
+		n->lookups = 0;
+		leave(b, n);
+	}
+	pthread_mutex_unlock(b.lock);
+	return n;
+}
+
 void fs_nodes_forget_all(struct fs *fs)
 {
-	for (uint32_t i = 0; i < FS_BUCKETS; i++) {
-		struct fs_bucket *b = &fs->buckets[i];
-		struct fs_node *n = b->first;
+	struct fs_node *n;
 
-		b->first = NULL;
-		while (n) {
-			struct fs_node *next = n->next;
-
-			n->next = NULL;
-			if (n == fs->root) {
-				b->first = n;
-			} else {
-				n->lookups = 0;
-				fs_node_put(fs, n);
-			}
-			n = next;
-		}
-	}
+	for (uint32_t i = 0; i < FS_BUCKETS; i++)
+		while ((n = take_one(fs, bucket_at(fs, i))))
+			fs_node_put(fs, n);
 	fs->said_full = false;
 }
 
@@ -187,11 +215,11 @@ int fs_nodes_init(struct fs *fs)
 
 	if (ret)
 		return ret;
-	fs->buckets = calloc(FS_BUCKETS, sizeof(*fs->buckets));
+	fs->buckets = calloc(FS_BUCKETS, sizeof(struct fs_node *));
 	if (!fs->buckets)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < FS_BUCKETS; i++)
-		pthread_mutex_init(&fs->buckets[i].lock, NULL);
+	for (uint32_t i = 0; i < FS_LOCKS; i++)
+		pthread_mutex_init(&fs->locks[i], NULL);
 	ret = fs_statx(fs->root_fd, &sx);
 	if (!ret)
 		ret = fs_node_enter(fs, fs->root_fd, &sx, &fs->root);

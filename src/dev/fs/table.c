@@ -53,9 +53,9 @@ static struct fs_slot *extend(struct fs_table *t)
 			return NULL;
 		__atomic_store_n(chunk, fresh, __ATOMIC_RELEASE);
 	}
-	t->n = index;
 	s = fs_table_at(t, index);
 	s->index = index;
+	__atomic_store_n(&t->n, index, __ATOMIC_RELEASE);
 	return s;
 }
 

@@ -183,6 +183,8 @@ static int set_up(struct service *v, const sigset_t *signals)
 	struct moat_device *d = &v->device;
 	int ret = moat_loop_init(&d->loop);
 
+	if (!ret)
+		ret = moat_host_shmem_init(d);
 	if (ret)
 		return ret;
 	v->signal_src = (struct moat_source){
@@ -299,6 +301,8 @@ static int run(struct service *v, const sigset_t *signals)
 		ret = enter(v);
 	if (!ret)
 		ret = set_up(v, signals);
+	if (!ret && c->ops->attached)
+		c->ops->attached(c->dev, d);
 	if (!ret)
 		ret = start_workers(d);
 	if (!ret && c->sandbox != MOAT_SANDBOX_NONE) {
@@ -312,6 +316,7 @@ static int run(struct service *v, const sigset_t *signals)
 	while (!ret)
 		ret = one_vmm(v);
 	stop_workers(d);
+	moat_host_shmem_fini(d);
 	moat_fd_close(&v->signal_src.fd);
 	moat_fd_close(&d->broken_src.fd);
 	moat_loop_fini(&d->loop);
@@ -331,6 +336,7 @@ int moat_device_serve(const struct moat_device_config *c)
 	v->device.log = c->log;
 	v->listen_fd = v->vmm_fd = v->signal_src.fd = -1;
 	v->device.loop.epfd = v->device.broken_src.fd = -1;
+	v->device.shmem.channel.fd = v->device.shmem.wake_fd = -1;
 	v->dir = (struct moat_sandbox_dir){ c->shared_dir, -1, -1 };
 	block_signals(&signals);
 	ret = listen_for_vmm(v) ? 1 : 0;

@@ -92,11 +92,13 @@ int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		.run = run, .queue = q, .quiet = quiet, .arg = arg
 	};
 
+	moat_host_shmem_pause(w->device);
 	pthread_mutex_lock(&w->lock);
 	__atomic_store_n(&w->command, &c, __ATOMIC_RELEASE);
 	moat_eventfd_signal(w->wake.fd);
 	wait_for(w, &c);
 	pthread_mutex_unlock(&w->lock);
+	moat_host_shmem_resume(w->device);
 	return c.ret;
 }
 
