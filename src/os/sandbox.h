@@ -75,11 +75,12 @@ int moat_sandbox_supervise(pid_t child);
 
 /**
  * moat_sandbox_landlock() - no file by path, no network
- * @root_fd: but what is beneath this directory, -1: nothing. What is moved
- *	away from there can not be worked with any more, even by who has it
- *	open; except with newer Linux (6.19, and stable series of before) where
- *the directory is the root of its mount, as moat_sandbox_separate() makes it:
- *there no ".." leads up from what was moved
+ * @root_fd: but what is beneath this directory; -1: nothing
+ *
+ * What is moved away from there can not be worked with any more, even by who
+ * has it open. Newer Linux (6.19, and stable series of before) allows that
+ * where the directory is the root of its mount, as moat_sandbox_separate()
+ * makes it; but then no ".." leads up from what was moved.
  *
  * Return: 0, or a negative errno, e.g. -EOPNOTSUPP: Linux lacks it, or with
  * @root_fd is older than 5.19 and would forbid to move files.

@@ -211,6 +211,9 @@ struct fs_thread {
 	uid_t uid;
 	gid_t gid;
 	bool fsetid;
+	bool caps_known;
+	uint64_t caps; /* permitted ones */
+	uint32_t umask, ngroups;
 	struct fs_worker *worker; /* NULL in a thread of defer */
 };
 
@@ -442,6 +445,8 @@ int fs_enter(struct fs *fs, const struct fs_node *dir, int fd,
 
 /* ---- ids ---- */
 
+/** fs_ids_start() - find out whether it may act as any user; before others */
+void fs_ids_start(struct fs *fs);
 /** fs_ids_parse() - one argument of --translate-uid; 0 or -EINVAL */
 int fs_ids_parse(const char *arg, struct fs_id_map *maps, uint32_t *n);
 uint32_t fs_uid_to_guest(const struct fs *fs, uint32_t uid);
