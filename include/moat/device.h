@@ -130,6 +130,9 @@ uint32_t moat_iov_cut(struct iovec **iov, uint32_t n, uint64_t len);
  * @request: a request has come. It is done now or later, from @worker_poll
  * @reset: the driver forgets all it agreed with the device, or another comes;
  *	control thread; queues are stopped; may be NULL
+ * @left: the front-end has gone, and the guest with it, where a reset may be a
+ *	pause (QEMU resets a device when it stops the guest for a while);
+ *	control thread; queues are stopped; may be NULL
  * @reload: SIGHUP came; control thread; may be NULL
  * @attached: the harness of the device, once, before workers start, for those
  *	that need it (moat_shmem_map()); may be NULL
@@ -158,6 +161,7 @@ struct moat_device_ops {
 	void (*worker_stop)(void *dev, void *worker);
 	void (*request)(void *dev, void *worker, struct moat_request *req);
 	void (*reset)(void *dev);
+	void (*left)(void *dev);
 	void (*reload)(void *dev, struct moat_device *device);
 	void (*attached)(void *dev, struct moat_device *device);
 	int (*entered)(void *dev, int root_fd, int proc_fd);

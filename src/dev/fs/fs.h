@@ -494,10 +494,15 @@ void fs_lock_hurry(struct fs *fs);
 
 int fs_dax_start(struct fs *fs);
 void fs_dax_stop(struct fs *fs);
-/** fs_dax_reset() - the window is empty again */
+/** fs_dax_clear() - unmap all that is mapped */
+void fs_dax_clear(struct fs *fs);
+/** fs_dax_reset() - the front-end is gone, and the window with it */
 void fs_dax_reset(struct fs *fs);
 
 /* ---- handlers ---- */
+
+/** fs_end_session() - the guest holds nothing any more */
+void fs_end_session(struct fs *fs);
 
 int fs_op_init(struct fs_req *r);
 int fs_op_destroy(struct fs_req *r);

@@ -47,15 +47,13 @@ static void get_config(void *dev, uint32_t offset, void *buf, uint32_t len)
 		       len < sizeof(c) - offset ? len : sizeof(c) - offset);
 }
 
-/* Another guest, or the same from its beginning: it knows nothing. */
-static void reset(void *dev)
+/* The next guest knows nothing. */
+static void left(void *dev)
 {
 	struct fs *fs = dev;
 
-	__atomic_store_n(&fs->inited, false, __ATOMIC_RELEASE);
 	fs_dax_reset(fs);
-	fs_handles_close_all(fs);
-	fs_nodes_forget_all(fs);
+	fs_end_session(fs);
 }
 
 static void attached(void *dev, struct moat_device *device)
@@ -107,23 +105,75 @@ static int entered(void *dev, int root_fd, int proc_fd)
 /* Beside the harness's: what the handlers do. */
 /* clang-format off: one a line would be two pages */
 static const char *const syscalls[] = {
-	"openat2",	   "openat",	 "open",      "statx",
-	"fstat",	   "newfstatat", "fstatfs",   "getdents64",
-	"lseek",	   "readlinkat", "faccessat", "faccessat2",
-	"mkdirat",	   "mknodat",	 "symlinkat", "linkat",
-	"unlinkat",	   "renameat", "renameat2",	 "chmod",     "fchmod",
-	"fchmodat",	   "fchownat",	 "truncate",  "ftruncate",
-	"utimensat",	   "umask",	 "preadv",    "preadv2",
-	"pwritev",	   "pwritev2",	 "pread64",   "pwrite64",
-	"fsync",	   "fdatasync",	 "syncfs",    "fallocate",
-	"copy_file_range", "getxattr",	 "setxattr",  "listxattr",
-	"removexattr",	   "fgetxattr",	 "fsetxattr", "flistxattr",
-	"fremovexattr",	   "flock",	 "fcntl",     "dup",
-	"setresuid",	   "setresgid",	 "setfsuid",  "setfsgid",
-	"setgroups",	   "capget",	 "capset",    "getuid",
-	"geteuid",	   "getgid",	 "getegid",   "clock_nanosleep",
-	"clock_gettime",   "nanosleep",	 "prctl",     "rseq",
-	"set_robust_list", "mprotect",	 "mmap",      NULL,
+	"openat2",
+	"openat",
+	"open",
+	"statx",
+	"fstat",
+	"newfstatat",
+	"fstatfs",
+	"getdents64",
+	"lseek",
+	"readlinkat",
+	"faccessat",
+	"faccessat2",
+	"mkdirat",
+	"mknodat",
+	"symlinkat",
+	"linkat",
+	"unlinkat",
+	"renameat",
+	"renameat2",
+	"chmod",
+	"fchmod",
+	"fchmodat",
+	"fchownat",
+	"truncate",
+	"ftruncate",
+	"utimensat",
+	"umask",
+	"preadv",
+	"preadv2",
+	"pwritev",
+	"pwritev2",
+	"pread64",
+	"pwrite64",
+	"fsync",
+	"fdatasync",
+	"syncfs",
+	"fallocate",
+	"copy_file_range",
+	"getxattr",
+	"setxattr",
+	"listxattr",
+	"removexattr",
+	"fgetxattr",
+	"fsetxattr",
+	"flistxattr",
+	"fremovexattr",
+	"flock",
+	"fcntl",
+	"dup",
+	"setresuid",
+	"setresgid",
+	"setfsuid",
+	"setfsgid",
+	"setgroups",
+	"capget",
+	"capset",
+	"getuid",
+	"geteuid",
+	"getgid",
+	"getegid",
+	"clock_nanosleep",
+	"clock_gettime",
+	"nanosleep",
+	"prctl",
+	"rseq",
+	"set_robust_list",
+	"mprotect",
+	"mmap",
+	NULL,
 };
 /* clang-format on */
 
@@ -136,7 +186,7 @@ static const struct moat_device_ops ops = {
 	.worker_poll = fs_worker_poll,
 	.worker_stop = fs_worker_stop,
 	.request = fs_request,
-	.reset = reset,
+	.left = left,
 	.attached = attached,
 	.entered = entered,
 	.hurry = hurry,

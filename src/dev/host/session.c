@@ -572,4 +572,6 @@ void moat_session_finish(struct moat_device *d)
 	moat_host_shmem_forget(d, false);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
+	if (ops_of(d)->left)
+		ops_of(d)->left(d->config->dev);
 }
