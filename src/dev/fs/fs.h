@@ -122,7 +122,7 @@ struct fs_options {
 	uint32_t threads;    /* of defer */
 	uint64_t files;	     /* descriptors, at most */
 	uint64_t dax_window; /* bytes; 0: none */
-	const char *xattr_map;
+	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
 };
 
@@ -474,6 +474,16 @@ void fs_become_self(struct fs_req *r);
  * cut, which FUSE_HANDLE_KILLPRIV_V2 asks for by request.
  */
 void fs_fsetid(struct fs_req *r, bool have);
+
+/* ---- xattr ---- */
+
+/**
+ * fs_xattr_moves_capability() - do rules move security.capability?
+ *
+ * Then the kernel does not remove it when a file is written to: the guest has
+ * to, so FUSE_HANDLE_KILLPRIV_V2 must not be agreed on.
+ */
+bool fs_xattr_moves_capability(const struct fs *fs);
 
 /* ---- lock ---- */
 

@@ -18,6 +18,7 @@
 #include "core/shm.h"
 #include "dev/fs/fs.h"
 #include "dev/fs/options.h"
+#include "dev/fs/xattrmap.h"
 
 #define CAP(name) (UINT64_C(1) << CAP_##name)
 
@@ -85,6 +86,7 @@ static int entered(void *dev, int root_fd, int proc_fd)
 	fs->root_fd = root_fd;
 	fs->proc_fd = proc_fd;
 	fs->in_memory = in_memory(root_fd);
+	fs_ids_start(fs);
 	ret = fs_table_init(&fs->handles, sizeof(struct fs_handle),
 			    max < UINT32_MAX ? (uint32_t)max : UINT32_MAX);
 	if (!ret)
@@ -235,20 +237,19 @@ int main(int argc, char **argv)
 		return ret;
 	}
 	fs.log = a.config.log;
-	fs.privileged = !fs.uid;
 	raise_files(&a.fs);
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
 	if (!a.config.threads || a.config.threads > a.config.num_queues)
 		a.config.threads = a.config.num_queues;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
-	umask(0);
 	ret = moat_device_serve(&a.config);
 	fs_defer_stop(&fs);
 	fs_lockers_stop(&fs);
 	fs_dax_stop(&fs);
 	fs_nodes_fini(&fs);
 	fs_table_fini(&fs.handles);
+	fs_xattrmap_free(a.fs.xattr_rules);
 	free(a.config.log);
 	return ret;
 }

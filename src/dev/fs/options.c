@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "dev/fs/options.h"
+#include "dev/fs/xattrmap.h"
 
 #define FILES_DEFAULT 1000000u
 #define THREADS_DEFAULT 4u
@@ -146,6 +147,18 @@ static void parse_ids(const char *arg, struct fs_id_map *maps, uint32_t *n,
 			   name, arg, FS_ID_MAPS);
 }
 
+static void parse_xattr_map(const char *arg, struct fs_options *o,
+			    struct argp_state *state)
+{
+	const char *why;
+
+	fs_xattrmap_free(o->xattr_rules);
+	o->xattr_rules = NULL;
+	o->xattr = true;
+	if (fs_xattrmap_parse(arg, &o->xattr_rules, &why))
+		argp_error(state, "--xattrmap=%s: %s", arg, why);
+}
+
 static void check(const struct fs_args *a, struct argp_state *state)
 {
 	const struct fs_options *o = &a->fs;
@@ -177,8 +190,7 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 		parse_cache(arg, o, state);
 		break;
 	case OPT_XATTR_MAP:
-		o->xattr_map = arg;
-		o->xattr = true;
+		parse_xattr_map(arg, o, state);
 		break;
 	case OPT_UIDS:
 		parse_ids(arg, o->ids.uid, &o->ids.nuid, "translate-uid",

@@ -40,6 +40,8 @@ static uint64_t wanted(const struct fs *fs)
 		f |= FUSE_FLOCK_LOCKS;
 	if (o->dax_window)
 		f |= FUSE_MAP_ALIGNMENT;
+	if (fs_xattr_moves_capability(fs))
+		f &= ~(uint64_t)FUSE_HANDLE_KILLPRIV_V2;
 	return f;
 }
 
