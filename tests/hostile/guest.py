@@ -327,7 +327,8 @@ class Vmm:
             self.protocol &= mask(
                 Protocol.MQ, Protocol.REPLY_ACK, Protocol.BACKEND_REQ,
                 Protocol.CONFIG, Protocol.RESET_DEVICE,
-                Protocol.CONFIGURE_MEM_SLOTS, Protocol.STATUS)
+                Protocol.CONFIGURE_MEM_SLOTS, Protocol.STATUS,
+                Protocol.SHMEM_MAP, Protocol.BACKEND_SEND_FD)
             fe.set_protocol_features(self.protocol)
         if self.has(Protocol.MQ):
             self.queue_num = fe.get_queue_num()
