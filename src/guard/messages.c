@@ -6,17 +6,12 @@
 #include "guard/session.h"
 #include "guard/vring.h"
 #include "os/fd.h"
-
-#define U(x) ((unsigned long long)(x))
+#include "vu/check.h"
 
 static struct moat_vring_ctl *vring_of(struct moat_session *s, uint32_t index)
 {
-	if (index >= s->max_vrings) {
-		log_err(s->log,
-			"queue %u does not exist: refused; the device has %u",
-			index, s->max_vrings);
+	if (moat_vu_check_index(s->log, index, s->max_vrings))
 		return NULL;
-	}
 	if (!s->vrings[index])
 		s->vrings[index] = moat_vring_new(s, index);
 	return s->vrings[index];
@@ -35,31 +30,13 @@ static int op_get_features(void *dev, uint64_t *features)
 static int op_set_features(void *dev, uint64_t features)
 {
 	struct moat_session *s = dev;
-	uint64_t surplus = features & ~s->offered, forwarded;
-	int ret;
+	bool running = moat_session_any_started(s);
+	uint64_t forwarded;
+	int ret = moat_vu_check_features(s->log, features, s->offered,
+					 s->accepted, running);
 
-	if (surplus) {
-		log_err(s->log,
-			"SET_FEATURES with 0x%llx, of which 0x%llx was not "
-			"offered: refused; fix the front-end",
-			U(features), U(surplus));
-		return -EINVAL;
-	}
-	if (!(features & MOAT_BIT(VIRTIO_F_VERSION_1))) {
-		log_err(s->log,
-			"SET_FEATURES without VERSION_1 (bit 32): refused; the "
-			"driver has to be a virtio 1.0 one or later");
-		return -EINVAL;
-	}
-	if (moat_session_any_started(s)) {
-		if (features == s->accepted)
-			return 0;
-		log_err(s->log,
-			"SET_FEATURES changes 0x%llx to 0x%llx while queues "
-			"run: refused; stop them first",
-			U(s->accepted), U(features));
-		return -EBUSY;
-	}
+	if (ret || running)
+		return ret;
 	forwarded = moat_policy_accept(s->config->share, s->client.features,
 				       features);
 	ret = moat_session_from_backend(
@@ -84,13 +61,7 @@ static int op_set_protocol_features(void *dev, uint64_t features)
 {
 	struct moat_session *s = dev;
 
-	if (!(features & ~s->protocol_offered))
-		return 0;
-	log_err(s->log,
-		"SET_PROTOCOL_FEATURES with 0x%llx, of which 0x%llx was not "
-		"offered: refused; fix the front-end",
-		U(features), U(features & ~s->protocol_offered));
-	return -EINVAL;
+	return moat_vu_check_protocol(s->log, features, s->protocol_offered);
 }
 
 static int op_set_owner(void *dev)
@@ -197,13 +168,8 @@ static struct moat_vring_ctl *stopped_vring(struct moat_session *s,
 {
 	struct moat_vring_ctl *v = vring_of(s, index);
 
-	if (v && v->started) {
-		log_err(s->log,
-			"queue %u: %s while it runs: refused; stop it "
-			"with GET_VRING_BASE first",
-			index, what);
+	if (!v || moat_vu_check_stopped(s->log, index, v->started, what))
 		return NULL;
-	}
 	return v;
 }
 
@@ -217,17 +183,8 @@ static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
 	struct moat_session *s = dev;
 	struct moat_vring_ctl *v = stopped_vring(s, index, "SET_VRING_NUM");
 
-	if (!v)
+	if (!v || moat_vu_check_num(s->log, index, num, is_packed(s)))
 		return -EINVAL;
-	/* Only a split ring has to be a power of two (2.7; packed: 2.8.10). */
-	if (!moat_vring_num_ok(num) &&
-	    (!is_packed(s) || !num || num > MOAT_VRING_NUM_MAX)) {
-		log_err(s->log,
-			"queue %u: size %u is no power of two from 1 to %u: "
-			"refused; fix the guest's driver",
-			index, num, MOAT_VRING_NUM_MAX);
-		return -EINVAL;
-	}
 	v->num = num;
 	return 0;
 }
@@ -255,15 +212,8 @@ static int op_set_vring_base(void *dev, uint32_t index, uint32_t base)
 	struct moat_session *s = dev;
 	struct moat_vring_ctl *v = stopped_vring(s, index, "SET_VRING_BASE");
 
-	if (!v)
+	if (!v || moat_vu_check_base(s->log, index, base, is_packed(s)))
 		return -EINVAL;
-	if (base > UINT16_MAX && !is_packed(s)) {
-		log_err(s->log,
-			"queue %u: base %u is no index of a split ring: "
-			"refused",
-			index, base);
-		return -EINVAL;
-	}
 	v->base = base;
 	return 0;
 }
@@ -291,13 +241,9 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 
 	if (!v)
 		return -EINVAL;
-	if (*fd < 0) {
-		log_err(s->log,
-			"queue %u: SET_VRING_KICK without an fd asks us to "
-			"poll: refused; the front-end has to send an eventfd",
-			index);
-		return -EOPNOTSUPP;
-	}
+	ret = moat_vu_check_kick(s->log, index, *fd);
+	if (ret)
+		return ret;
 	ret = moat_vring_set_kick_fd(v, fd);
 	if (ret || v->started)
 		return moat_session_from_backend(s, ret);
@@ -390,12 +336,8 @@ static int op_set_status(void *dev, uint64_t status)
 {
 	struct moat_session *s = dev;
 
-	if (status > UINT8_MAX) {
-		log_err(s->log,
-			"SET_STATUS with 0x%llx: refused; it has 8 bits",
-			U(status));
+	if (moat_vu_check_status(s->log, status))
 		return -EINVAL;
-	}
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
 	if (!status) {
 		moat_session_stop(s);
