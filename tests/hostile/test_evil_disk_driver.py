@@ -26,15 +26,19 @@ class Disk:
     """moat-blk, a driver with two queues, and the file under it."""
 
     def __init__(self, keep, folder, build, *options, under=()):
-        self.image = f"{folder}/disk"
         self.data = bytearray(os.urandom(SECTORS * 512))
-        with open(self.image, "wb") as f:
-            f.write(self.data)
+        self.image = self.make_image(folder)
         self.keep = keep
         self.blk = keep(Blk(build, folder, self.image, "--num-queues=2",
                             "--serial=moat-serial", *options, under=under))
         self.guard = self.blk  # what one_line() looks at
         self.vmm = self.connect()
+
+    def make_image(self, folder):
+        path = f"{folder}/disk"
+        with open(path, "wb") as f:
+            f.write(self.data)
+        return path
 
     def connect(self, features=OFFERABLE | BLK):
         vmm = self.keep(Vmm.connect(self.blk.path, features=features))
@@ -93,7 +97,8 @@ def one_line(disk, mark, *texts):
 
 
 @pytest.fixture(name="disk", params=["--engine=uring", "--engine=sync",
-                                     "--threads=1"])
+                                     "--threads=1",
+                                     "--registered-buffers=on"])
 def fixture_disk(request, keep, folder, sanitized):
     return Disk(keep, folder, sanitized, request.param)
 
