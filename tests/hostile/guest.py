@@ -56,6 +56,18 @@ class Bank:
         self.shadow = bytearray(canary(seed, size))
         self.device_owned = []  # (offset in file, length): not compared
 
+    def move(self, fd):
+        """To another file, as if it had been there from the start."""
+        os.pwrite(fd, self.file_view, 0)
+        self.view.release()
+        self.file_view.release()
+        self.map.close()
+        size = os.fstat(fd).st_size
+        os.dup2(fd, self.fd, inheritable=False)
+        self.map = mmap.mmap(self.fd, size)
+        self.file_view = memoryview(self.map)
+        self.view = self.file_view[self.region.mmap_offset:]
+
     def close(self):
         try:
             self.view.release()

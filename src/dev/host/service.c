@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <grp.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -334,6 +335,11 @@ int moat_device_serve(const struct moat_device_config *c)
 
 	if (!v)
 		return 1;
+	/*
+	 * A thread's arena of its own is given back by way of open(), which
+	 * the filter of system calls kills us for; the main one by brk().
+	 */
+	mallopt(M_ARENA_MAX, 1);
 	v->config = v->device.config = c;
 	v->device.log = c->log;
 	v->listen_fd = v->vmm_fd = v->signal_src.fd = -1;
