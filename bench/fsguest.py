@@ -1,0 +1,2 @@
+def measure(*a): pass
+def show(*a): pass
