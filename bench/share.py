@@ -135,9 +135,9 @@ def driver(socket_path, *options):
 class Share:
     """One kind of daemon for one folder: .run() is one run of the driver."""
 
-    def __init__(self, kind, work, folder, options=()):
+    def __init__(self, kind, socket_path, folder, options=()):
         self.kind, self.folder, self.options = kind, folder, options
-        self.socket_path = str(work / f"{kind}.sock")
+        self.socket_path = str(socket_path)
 
     def daemon(self, queues=1, options=()):
         return Daemon(self.kind, self.socket_path, self.folder, queues,
