@@ -357,6 +357,8 @@ int moat_queue_start(struct moat_queue *q)
 		ret = moat_worker_call(q->worker, q, true, start_on_worker,
 				       &ring);
 	q->started = !ret;
+	if (!ret)
+		moat_host_shmem_running(q->device, true);
 	return ret;
 }
 
@@ -364,6 +366,7 @@ void moat_queue_stop(struct moat_queue *q)
 {
 	if (!q->started)
 		return;
+	moat_host_shmem_running(q->device, false);
 	moat_worker_call(q->worker, q, true, stop_on_worker, NULL);
 	q->started = false;
 }

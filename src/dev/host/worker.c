@@ -9,7 +9,8 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 
-#define LOOKS 32u /* before others may have the processor */
+#define LOOKS 32u	 /* before others may have the processor */
+#define HURRY_NS 5000000 /* a device is asked to hurry each so often */
 
 /* The worker's queues are each nworkers-th of the device's. */
 #define for_each_queue(w, q)                                            \
@@ -55,6 +56,35 @@ static bool run_command(struct moat_worker *w)
 	return true;
 }
 
+/*
+ * With the lock held. A request that waits without bound may be taken, or begin
+ * to wait, after the device was asked to give such up: it is asked again.
+ */
+static void wait_for(struct moat_worker *w, const struct moat_command *c)
+{
+	const struct moat_device_config *config = w->device->config;
+	struct timespec at;
+	uint64_t ns;
+
+	if (!c->quiet || !config->ops->hurry) {
+		while (!c->done)
+			pthread_cond_wait(&w->answered, &w->lock);
+		return;
+	}
+	while (!c->done) {
+		ns = moat_now_ns() + HURRY_NS;
+		at.tv_sec = (time_t)(ns / 1000000000);
+		at.tv_nsec = (long)(ns % 1000000000);
+		if (!pthread_cond_clockwait(&w->answered, &w->lock,
+					    CLOCK_MONOTONIC, &at) ||
+		    c->done)
+			continue;
+		pthread_mutex_unlock(&w->lock);
+		config->ops->hurry(config->dev);
+		pthread_mutex_lock(&w->lock);
+	}
+}
+
 int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		     int (*run)(struct moat_queue *q, void *arg), void *arg)
 {
@@ -62,12 +92,13 @@ int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		.run = run, .queue = q, .quiet = quiet, .arg = arg
 	};
 
+	moat_host_shmem_pause(w->device);
 	pthread_mutex_lock(&w->lock);
 	__atomic_store_n(&w->command, &c, __ATOMIC_RELEASE);
 	moat_eventfd_signal(w->wake.fd);
-	while (!c.done)
-		pthread_cond_wait(&w->answered, &w->lock);
+	wait_for(w, &c);
 	pthread_mutex_unlock(&w->lock);
+	moat_host_shmem_resume(w->device);
 	return c.ret;
 }
 
