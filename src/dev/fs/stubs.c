@@ -8,4 +8,4 @@ void fs_locks_free(struct fs_locks *locks){(void)locks;}
 void fs_lock_interrupt(struct fs *fs, uint64_t unique){(void)fs;(void)unique;}
 void fs_lock_hurry(struct fs *fs){(void)fs;}
 #define S(n) int fs_op_##n(struct fs_req *r){(void)r;return -ENOSYS;}
-S(setxattr) S(getxattr) S(listxattr) S(removexattr) S(getlk) S(setlk) S(setlkw) S(interrupt)
+S(getlk) S(setlk) S(setlkw) S(interrupt)
