@@ -119,9 +119,9 @@ struct fs_options {
 	enum fs_cache cache;
 	bool writeback, read_only, xattr, posix_acl, submounts;
 	bool posix_lock, flock, direct_io, readdirplus, notify;
-	uint32_t threads;    /* of defer */
-	uint64_t files;	     /* descriptors, at most */
-	uint64_t dax_window; /* bytes; 0: none */
+	uint32_t threads;		 /* of defer */
+	uint64_t files;			 /* descriptors, at most */
+	uint64_t dax_window;		 /* bytes; 0: none */
 	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
 };
@@ -145,6 +145,7 @@ struct fs_node {
 	int fd;
 	mode_t type;
 	struct fs_locks *locks;
+	uint32_t ranges, tails; /* of dax.c, atomic */
 };
 
 /**
@@ -413,6 +414,8 @@ void fs_handles_close_all(struct fs *fs);
 
 /** fs_statx() - of what @fd is; 0 or a negative errno */
 int fs_statx(int fd, struct statx *sx);
+/** fs_node_stat() - of a node, to tell the guest */
+int fs_node_stat(struct fs *fs, struct fs_node *node, struct statx *sx);
 /** fs_attr() - as the guest is to see it */
 void fs_attr(const struct fs *fs, const struct statx *sx, struct fuse_attr *a);
 /** fs_valid() - how long, in seconds, names and attributes may be kept */
@@ -504,6 +507,14 @@ void fs_lock_hurry(struct fs *fs);
 
 int fs_dax_start(struct fs *fs);
 void fs_dax_stop(struct fs *fs);
+/**
+ * fs_dax_cover() - before the guest is told that a file has @size bytes
+ *
+ * Return: 0 or a negative errno: it must not be told.
+ */
+int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
+/** fs_dax_sync() - before and after a request that reads or changes data */
+void fs_dax_sync(struct fs *fs, const struct fs_node *node);
 /** fs_dax_clear() - unmap all that is mapped */
 void fs_dax_clear(struct fs *fs);
 /** fs_dax_reset() - the front-end is gone, and the window with it */
