@@ -16,6 +16,7 @@
 #define MOAT_DEV_FS_TABLE_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
