@@ -192,6 +192,7 @@ struct fs {
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
+	uint32_t lock_owners; /* atomic */
 
 	/* agreed by INIT; atomic */
 	bool inited;
@@ -237,9 +238,6 @@ struct fs_req {
 	uint8_t saved[FS_SAVED];
 	bool resumed;
 	uint64_t moved;
-	/* of a lock that is waited for */
-	struct fs_lock_wait *wait;
-	bool interrupted; /* atomic */
 };
 
 /*
@@ -496,10 +494,12 @@ void fs_lockers_stop(struct fs *fs);
 void fs_lock_release(struct fs *fs, struct fs_node *node, uint64_t owner);
 /** fs_locks_free() - the node goes away */
 void fs_locks_free(struct fs_locks *locks);
+/** fs_locks_drop() - all locks of the node, which may still be in use */
+void fs_locks_drop(struct fs_node *node);
 /** fs_lock_interrupt() - a request that waits for a lock gives up; if it does
  */
 void fs_lock_interrupt(struct fs *fs, uint64_t unique);
-/** fs_lock_hurry() - all that wait for locks give up: their queues are to stop
+/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues are to stop
  */
 void fs_lock_hurry(struct fs *fs);
 

@@ -204,6 +204,8 @@ void fs_nodes_forget_all(struct fs *fs)
 	for (uint32_t i = 0; i < FS_BUCKETS; i++)
 		while ((n = take_one(fs, bucket_at(fs, i))))
 			fs_node_put(fs, n);
+	if (fs->root)
+		fs_locks_drop(fs->root);
 	fs->said_full = false;
 }
 
@@ -233,8 +235,10 @@ void fs_nodes_fini(struct fs *fs)
 {
 	if (fs->buckets)
 		fs_nodes_forget_all(fs);
-	if (fs->root)
+	if (fs->root) {
+		fs_locks_free(fs->root->locks);
 		close(fs->root->fd);
+	}
 	free(fs->buckets);
 	fs_table_fini(&fs->nodes);
 }
