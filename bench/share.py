@@ -86,6 +86,9 @@ class Daemon(Server):
             os.unlink(socket_path)
         super().__init__(command(kind, socket_path, folder, queues, options),
                          kind, socket_path)
+        if kind == "moat-fs":
+            # It listens before it has the process that serves.
+            self.expect("listening on")
 
     def pids(self):
         return children(self.pid)
