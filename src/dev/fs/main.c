@@ -238,6 +238,11 @@ int main(int argc, char **argv)
 	}
 	fs.log = a.config.log;
 	raise_files(&a.fs);
+	if (a.fs.handles != FS_HANDLES_NEVER) {
+		/* Landlock knows no path of a file that was opened so. */
+		a.config.capabilities |= CAP(DAC_READ_SEARCH);
+		a.config.no_landlock = true;
+	}
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
 	if (!a.config.threads || a.config.threads > a.config.num_queues)
