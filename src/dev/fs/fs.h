@@ -119,9 +119,9 @@ struct fs_options {
 	enum fs_cache cache;
 	bool writeback, read_only, xattr, posix_acl, submounts;
 	bool posix_lock, flock, direct_io, readdirplus, notify;
-	uint32_t threads;    /* of defer */
-	uint64_t files;	     /* descriptors, at most */
-	uint64_t dax_window; /* bytes; 0: none */
+	uint32_t threads;		 /* of defer */
+	uint64_t files;			 /* descriptors, at most */
+	uint64_t dax_window;		 /* bytes; 0: none */
 	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
 };
@@ -496,7 +496,8 @@ void fs_locks_drop(struct fs_node *node);
 /** fs_lock_interrupt() - a request that waits for a lock gives up; if it does
  */
 void fs_lock_interrupt(struct fs *fs, uint64_t unique);
-/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues are to stop
+/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues
+ * are to stop
  */
 void fs_lock_hurry(struct fs *fs);
 
