@@ -125,10 +125,17 @@ uint32_t moat_iov_cut(struct iovec **iov, uint32_t n, uint64_t len);
  *	0 or a negative errno, logged; may be NULL
  * @worker_poll: submit what was begun and complete what is done, without
  *	waiting; true if anything was completed. Called often; may be NULL
+ * @worker_memory: guest memory is these @n pieces from now on, and no other:
+ *	nothing of earlier ones may be kept when this returns, as they are
+ *	unmapped then. On the worker thread, none of its requests outstanding;
+ *	@iov ends with the call; may be NULL
  * @worker_stop: the worker thread ends, with no requests outstanding; may be
  *	NULL
  * @request: a request has come. It is done now or later, from @worker_poll
  * @reset: the driver forgets all it agreed with the device, or another comes;
+ *	control thread; queues are stopped; may be NULL
+ * @left: the front-end has gone, and the guest with it, where a reset may be a
+ *	pause (QEMU resets a device when it stops the guest for a while);
  *	control thread; queues are stopped; may be NULL
  * @reload: SIGHUP came; control thread; may be NULL
  * @attached: the harness of the device, once, before workers start, for those
@@ -155,9 +162,12 @@ struct moat_device_ops {
 			  uint32_t len);
 	int (*worker_start)(void *dev, void **worker, int *fd);
 	bool (*worker_poll)(void *dev, void *worker);
+	void (*worker_memory)(void *dev, void *worker, const struct iovec *iov,
+			      uint32_t n);
 	void (*worker_stop)(void *dev, void *worker);
 	void (*request)(void *dev, void *worker, struct moat_request *req);
 	void (*reset)(void *dev);
+	void (*left)(void *dev);
 	void (*reload)(void *dev, struct moat_device *device);
 	void (*attached)(void *dev, struct moat_device *device);
 	int (*entered)(void *dev, int root_fd, int proc_fd);

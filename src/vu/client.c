@@ -78,7 +78,8 @@ static int wait_input(struct moat_vu_client *c, uint64_t end)
 		struct pollfd p[3] = {
 			{ .fd = c->conn.fd, .events = POLLIN },
 			{ .fd = c->abort_fd, .events = POLLIN },
-			{ .fd = c->channel.fd, .events = POLLIN },
+			{ .fd = c->hold ? -1 : c->channel.fd,
+			  .events = POLLIN },
 		};
 		uint64_t now = moat_now_ns(), until;
 

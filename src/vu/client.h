@@ -43,6 +43,7 @@ struct moat_vu_client {
 	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
 	uint64_t end_ns;   /* no wait lasts longer; 0: no such end */
 	bool dead;
+	bool hold;	   /* leave the channel alone while a call waits */
 	bool said_refused; /* that the backend asks for what it may not */
 	struct moat_log *log;
 	/* The backend says that its config space changed. */

@@ -16,8 +16,9 @@
 /* clang-format off: a table */
 static const struct fs_op ops[] = {
 	[FUSE_INIT] = { "INIT", fs_op_init, IN(fuse_init_in), .least = 16,
-			.before_init = true },
-	[FUSE_DESTROY] = { "DESTROY", fs_op_destroy, .before_init = true },
+			.before_init = true, .blocks = true },
+	[FUSE_DESTROY] = { "DESTROY", fs_op_destroy, .before_init = true,
+			   .blocks = true },
 
 	[FUSE_LOOKUP] = { "LOOKUP", fs_op_lookup, .names = 1 },
 	[FUSE_FORGET] = { "FORGET", fs_op_forget, IN(fuse_forget_in),

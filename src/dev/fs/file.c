@@ -227,6 +227,7 @@ int fs_op_flush(struct fs_req *r)
 		return -EBADF;
 	if (r->fs->flags & FUSE_POSIX_LOCKS)
 		fs_lock_release(r->fs, h->node, in->lock_owner);
+	fs_dax_sync(r->fs, h->node);
 	/* Some file systems have errors to tell only when a file is closed. */
 	fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0 || close(fd))
@@ -255,6 +256,7 @@ int fs_op_fsync(struct fs_req *r)
 
 	if (!h)
 		return -EBADF;
+	fs_dax_sync(r->fs, h->node);
 	if (in->fsync_flags & FUSE_FSYNC_FDATASYNC)
 		ret = fdatasync(h->fd);
 	else

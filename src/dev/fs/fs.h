@@ -145,6 +145,7 @@ struct fs_node {
 	int fd;
 	mode_t type;
 	struct fs_locks *locks;
+	uint32_t ranges, tails; /* of dax.c, atomic */
 };
 
 /**
@@ -253,8 +254,8 @@ enum {
 struct fs_op {
 	const char *name;
 	int (*handle)(struct fs_req *r);
-	uint32_t fixed; /* bytes of its structure, at the least */
-	uint32_t size;	/* bytes of its structure; what is missing is 0 */
+	uint32_t size;	/* bytes of its structure ... */
+	uint32_t least; /* ... of which so many have to be there; 0: all */
 	uint8_t names;	/* NUL-terminated strings behind it */
 	bool data;	/* what follows is data, which stays where it is */
 	bool blob;	/* what follows is copied, as it is */
@@ -411,6 +412,8 @@ void fs_handles_close_all(struct fs *fs);
 
 /** fs_statx() - of what @fd is; 0 or a negative errno */
 int fs_statx(int fd, struct statx *sx);
+/** fs_node_stat() - of a node, to tell the guest */
+int fs_node_stat(struct fs *fs, struct fs_node *node, struct statx *sx);
 /** fs_attr() - as the guest is to see it */
 void fs_attr(const struct fs *fs, const struct statx *sx, struct fuse_attr *a);
 /** fs_valid() - how long, in seconds, names and attributes may be kept */
@@ -505,10 +508,23 @@ void fs_lock_hurry(struct fs *fs);
 
 int fs_dax_start(struct fs *fs);
 void fs_dax_stop(struct fs *fs);
-/** fs_dax_reset() - the window is empty again */
+/**
+ * fs_dax_cover() - before the guest is told that a file has @size bytes
+ *
+ * Return: 0 or a negative errno: it must not be told.
+ */
+int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
+/** fs_dax_sync() - before and after a request that reads or changes data */
+void fs_dax_sync(struct fs *fs, const struct fs_node *node);
+/** fs_dax_clear() - unmap all that is mapped */
+void fs_dax_clear(struct fs *fs);
+/** fs_dax_reset() - the front-end is gone, and the window with it */
 void fs_dax_reset(struct fs *fs);
 
 /* ---- handlers ---- */
+
+/** fs_end_session() - the guest holds nothing any more */
+void fs_end_session(struct fs *fs);
 
 int fs_op_init(struct fs_req *r);
 int fs_op_destroy(struct fs_req *r);

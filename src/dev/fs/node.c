@@ -113,6 +113,7 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->mount = sx->stx_mnt_id;
 		n->type = sx->stx_mode & S_IFMT;
 		n->locks = NULL;
+		n->ranges = n->tails = 0;
 		n->lookups = 1;
 		n->next = *b.first;
 		*b.first = n;

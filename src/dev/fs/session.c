@@ -84,11 +84,15 @@ int fs_op_init(struct fs_req *r)
 				in->major, in->minor, MINOR_LEAST);
 		return -EPROTO;
 	}
+	/*
+	 * A guest that has started again does not say so in another way: a
+	 * front-end that only stops the device for a while (QEMU's "stop")
+	 * resets it, too, and then what the guest holds has to be there.
+	 */
 	if (__atomic_load_n(&fs->inited, __ATOMIC_ACQUIRE)) {
-		moat_device_log(fs->log, MOAT_DEVICE_ERROR,
-				"INIT a second time: refused; fix the guest's "
-				"driver");
-		return -EINVAL;
+		moat_device_log(fs->log, MOAT_DEVICE_INFO,
+				"the guest begins anew: what it had is closed");
+		fs_end_session(fs);
 	}
 	if (flags & FUSE_INIT_EXT)
 		flags |= (uint64_t)in->flags2 << 32;
@@ -101,15 +105,18 @@ int fs_op_init(struct fs_req *r)
 	return answer(r, in, flags);
 }
 
-/* The guest has unmounted: it holds nothing any more. */
-int fs_op_destroy(struct fs_req *r)
+void fs_end_session(struct fs *fs)
 {
-	struct fs *fs = r->fs;
-
 	__atomic_store_n(&fs->inited, false, __ATOMIC_RELEASE);
-	fs_dax_reset(fs);
+	fs_dax_clear(fs);
 	fs_handles_close_all(fs);
 	fs_nodes_forget_all(fs);
+}
+
+/* The guest has unmounted. */
+int fs_op_destroy(struct fs_req *r)
+{
+	fs_end_session(r->fs);
 	return 0;
 }
 

@@ -57,8 +57,7 @@ struct moat_queue {
 	uint8_t *slots;
 	size_t slot_size;
 	uint32_t outstanding;
-	uint16_t *pushed; /* heads of the batch being made */
-	uint32_t npushed;
+	uint32_t npushed;	/* requests of the batch being made */
 	const char *broken_why; /* from moat_request_broken() */
 };
 

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <grp.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,11 +75,13 @@ static const char *const syscalls[] = {
 };
 /* clang-format on */
 
-static void append(struct moat_syscall *list, uint32_t *n,
-		   const char *const *names)
+/* Return: 0, or -E2BIG: a list that is cut off would be a trap. */
+static int append(struct moat_syscall *list, uint32_t *n,
+		  const char *const *names)
 {
 	for (; names && *names && *n < SYSCALLS_MAX; names++)
 		list[(*n)++].name = *names;
+	return names && *names ? -E2BIG : 0;
 }
 
 static int forbid_syscalls(const struct moat_device_config *c)
@@ -86,8 +89,8 @@ static int forbid_syscalls(const struct moat_device_config *c)
 	struct moat_syscall list[SYSCALLS_MAX + 1] = { { 0 } };
 	uint32_t n = 0;
 
-	append(list, &n, syscalls);
-	append(list, &n, c->syscalls);
+	if (append(list, &n, syscalls) || append(list, &n, c->syscalls))
+		return -E2BIG;
 	return moat_sandbox_syscalls(list);
 }
 
@@ -332,6 +335,11 @@ int moat_device_serve(const struct moat_device_config *c)
 
 	if (!v)
 		return 1;
+	/*
+	 * A thread's arena of its own is given back by way of open(), which
+	 * the filter of system calls kills us for; the main one by brk().
+	 */
+	mallopt(M_ARENA_MAX, 1);
 	v->config = v->device.config = c;
 	v->device.log = c->log;
 	v->listen_fd = v->vmm_fd = v->signal_src.fd = -1;

@@ -9,12 +9,13 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 #include "os/mem.h"
+#include "vu/check.h"
 
 #define U(x) ((unsigned long long)(x))
 
-#define RING_FEATURES                                                  \
-	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
-	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |                            \
+#define RING_FEATURES                                                        \
+	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) |       \
+	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_RING_PACKED) | \
 	 MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES))
 
 #define P(bit) MOAT_BIT(VHOST_USER_PROTOCOL_F_##bit)
@@ -46,11 +47,9 @@ static void stop_all(struct moat_device *d)
 
 static struct moat_queue *queue_of(struct moat_device *d, uint32_t index)
 {
-	if (index < d->config->num_queues)
-		return &d->queues[index];
-	log_err(d->log, "queue %u does not exist: refused; the device has %u",
-		index, d->config->num_queues);
-	return NULL;
+	if (moat_vu_check_index(d->log, index, d->config->num_queues))
+		return NULL;
+	return &d->queues[index];
 }
 
 /* What only makes sense while a queue is stopped. */
@@ -59,13 +58,14 @@ static struct moat_queue *stopped_queue(struct moat_device *d, uint32_t index,
 {
 	struct moat_queue *q = queue_of(d, index);
 
-	if (!q || !q->started)
-		return q;
-	log_err(d->log,
-		"queue %u: %s while it runs: refused; stop it with "
-		"GET_VRING_BASE first",
-		index, what);
-	return NULL;
+	if (!q || moat_vu_check_stopped(d->log, index, q->started, what))
+		return NULL;
+	return q;
+}
+
+static bool is_packed(const struct moat_device *d)
+{
+	return d->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
 }
 
 /* ---- features ---- */
@@ -84,24 +84,12 @@ static int op_get_features(void *dev, uint64_t *features)
 static int op_set_features(void *dev, uint64_t features)
 {
 	struct moat_device *d = dev;
-	uint64_t surplus = features & ~offered(d);
+	bool running = any_started(d);
+	int ret = moat_vu_check_features(d->log, features, offered(d),
+					 d->accepted, running);
 
-	if (surplus || !(features & MOAT_BIT(VIRTIO_F_VERSION_1))) {
-		log_err(d->log,
-			"SET_FEATURES with 0x%llx: refused; 0x%llx of it was "
-			"not offered, and VERSION_1 (bit 32) is needed",
-			U(features), U(surplus));
-		return -EINVAL;
-	}
-	if (any_started(d)) {
-		if (features == d->accepted)
-			return 0;
-		log_err(d->log,
-			"SET_FEATURES changes 0x%llx to 0x%llx while queues "
-			"run: refused; stop them first",
-			U(d->accepted), U(features));
-		return -EBUSY;
-	}
+	if (ret || running)
+		return ret;
 	d->accepted = features;
 	if (ops_of(d)->accepted)
 		ops_of(d)->accepted(d->config->dev, features);
@@ -124,13 +112,7 @@ static int op_set_protocol_features(void *dev, uint64_t features)
 	uint64_t has = 0;
 
 	op_get_protocol_features(dev, &has);
-	if (!(features & ~has))
-		return 0;
-	log_err(d->log,
-		"SET_PROTOCOL_FEATURES with 0x%llx, of which 0x%llx was not "
-		"offered: refused; fix the front-end",
-		U(features), U(features & ~has));
-	return -EINVAL;
+	return moat_vu_check_protocol(d->log, features, has);
 }
 
 static int op_set_owner(void *dev)
@@ -225,15 +207,8 @@ static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
 	struct moat_device *d = dev;
 	struct moat_queue *q = stopped_queue(d, index, "SET_VRING_NUM");
 
-	if (!q)
+	if (!q || moat_vu_check_num(d->log, index, num, is_packed(d)))
 		return -EINVAL;
-	if (!moat_vring_num_ok(num)) {
-		log_err(d->log,
-			"queue %u: size %u is no power of two from 1 to %u: "
-			"refused; fix the guest's driver",
-			index, num, MOAT_VRING_NUM_MAX);
-		return -EINVAL;
-	}
 	q->num = num;
 	return 0;
 }
@@ -261,26 +236,23 @@ static int op_set_vring_base(void *dev, uint32_t index, uint32_t base)
 	struct moat_device *d = dev;
 	struct moat_queue *q = stopped_queue(d, index, "SET_VRING_BASE");
 
-	if (!q)
+	if (!q || moat_vu_check_base(d->log, index, base, is_packed(d)))
 		return -EINVAL;
-	if (base > UINT16_MAX) {
-		log_err(d->log,
-			"queue %u: base %u is no index of a split ring: "
-			"refused",
-			index, base);
-		return -EINVAL;
-	}
 	q->base = base;
 	return 0;
 }
 
 static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 {
-	struct moat_queue *q = queue_of(dev, index);
+	struct moat_device *d = dev;
+	struct moat_queue *q = queue_of(d, index);
 
 	if (!q)
 		return -EINVAL;
-	moat_queue_stop(q);
+	if (q->started) {
+		moat_queue_stop(q);
+		moat_inflight_forget(&d->inflight, index);
+	}
 	*base = q->base;
 	return 0;
 }
@@ -300,16 +272,13 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 {
 	struct moat_device *d = dev;
 	struct moat_queue *q = queue_of(d, index);
+	int ret;
 
 	if (!q)
 		return -EINVAL;
-	if (*fd < 0) {
-		log_err(d->log,
-			"queue %u: SET_VRING_KICK without an fd asks us to "
-			"poll: refused; the front-end has to send an eventfd",
-			index);
-		return -EOPNOTSUPP;
-	}
+	ret = moat_vu_check_kick(d->log, index, *fd);
+	if (ret)
+		return ret;
 	replace_fd(q, &q->kick_fd, fd);
 	if (q->started)
 		return 0;
@@ -356,7 +325,8 @@ static int op_get_inflight(void *dev, struct moat_vu_inflight *inflight,
 {
 	struct moat_device *d = dev;
 	int ret = any_started(d) ? -EBUSY
-				 : moat_inflight_make(&d->inflight, inflight);
+				 : moat_inflight_make(&d->inflight, inflight,
+						      is_packed(d));
 
 	if (ret)
 		log_err(d->log,
@@ -371,9 +341,9 @@ static int op_set_inflight(void *dev, const struct moat_vu_inflight *inflight,
 			   int *fd)
 {
 	struct moat_device *d = dev;
-	int ret = any_started(d)
-			  ? -EBUSY
-			  : moat_inflight_adopt(&d->inflight, inflight, *fd);
+	int ret = any_started(d) ? -EBUSY
+				 : moat_inflight_adopt(&d->inflight, inflight,
+						       is_packed(d), *fd);
 
 	if (ret)
 		log_err(d->log,
@@ -461,12 +431,8 @@ static int op_set_status(void *dev, uint64_t status)
 {
 	struct moat_device *d = dev;
 
-	if (status > UINT8_MAX) {
-		log_err(d->log,
-			"SET_STATUS with 0x%llx: refused; it has 8 bits",
-			U(status));
+	if (moat_vu_check_status(d->log, status))
 		return -EINVAL;
-	}
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
 	if (!status)
 		return op_reset(d);
@@ -572,4 +538,6 @@ void moat_session_finish(struct moat_device *d)
 	moat_host_shmem_forget(d, false);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
+	if (ops_of(d)->left)
+		ops_of(d)->left(d->config->dev);
 }

@@ -287,6 +287,20 @@ struct adoption {
 	struct moat_vu_memory *mem;
 };
 
+/* What the device may keep of guest memory is this. */
+static void tell_memory(const struct moat_worker *w)
+{
+	const struct moat_device_config *c = w->device->config;
+	struct iovec iov[MOAT_VU_MEMORY_MAX];
+
+	if (!w->begun || !c->ops->worker_memory)
+		return;
+	for (uint32_t i = 0; i < w->map.n; i++)
+		iov[i] = (struct iovec){ w->regions[i].host,
+					 (size_t)w->regions[i].size };
+	c->ops->worker_memory(c->dev, w->context, iov, w->map.n);
+}
+
 /* No request is outstanding here; rings are all that is still in use. */
 static int adopt(struct moat_queue *unused, void *arg)
 {
@@ -299,6 +313,7 @@ static int adopt(struct moat_queue *unused, void *arg)
 	       a->mem->map.n * sizeof(*w->regions));
 	w->map.n = a->mem->map.n;
 	w->map.last = 0;
+	tell_memory(w);
 	for_each_queue(w, q) if (q->running && moat_queue_remap(q, a->mem))
 		ret = -EFAULT;
 	return ret;
