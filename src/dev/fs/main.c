@@ -173,8 +173,6 @@ static const char *const syscalls[] = {
 	"prctl",
 	"rseq",
 	"set_robust_list",
-	"mprotect",
-	"mmap",
 	NULL,
 };
 /* clang-format on */
