@@ -536,7 +536,8 @@ void fs_locks_drop(struct fs_node *node);
 /** fs_lock_interrupt() - a request that waits for a lock gives up; if it does
  */
 void fs_lock_interrupt(struct fs *fs, uint64_t unique);
-/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues are to stop
+/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues
+ * are to stop
  */
 void fs_lock_hurry(struct fs *fs);
 
@@ -559,6 +560,12 @@ void fs_dax_reset(struct fs *fs);
 
 /* ---- handlers ---- */
 
+/**
+ * fs_assume_session() - a guest goes on that has mounted before this process
+ *
+ * Its files are unknown here (ESTALE) until it looks them up again.
+ */
+void fs_assume_session(struct fs *fs);
 /** fs_end_session() - the guest holds nothing any more */
 void fs_end_session(struct fs *fs);
 
