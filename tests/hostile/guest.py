@@ -246,7 +246,7 @@ class Queue:
         except BlockingIOError:
             return 0
 
-    def wait_used(self, count=1, timeout=10):
+    def wait_used(self, count=1, timeout=vu.PATIENCE):
         """@count used entries, waited for as a driver does: by the call."""
         deadline = vu.deadline_in(timeout)
         out = []
@@ -307,7 +307,7 @@ class Vmm:
     """A VMM session: connects, negotiates, shares RAM, starts queues."""
 
     def __init__(self, sock, ram=None, features=OFFERABLE,
-                 protocol=None, add_mem_reg=False, timeout=10):
+                 protocol=None, add_mem_reg=False, timeout=vu.PATIENCE):
         self.fe = vu.FrontEnd(sock, timeout)
         self.ram = ram or GuestRam()
         self.want = features

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from guest import Bank, GuestRam
-from test_evil_disk_driver import IN, OK, OUT, Disk
+from disk import IN, OK, OUT, Disk
 from vhost_user import Protocol, Region
 
 KIB = 1 << 10

@@ -14,7 +14,7 @@ import vhost_user as vu
 from cut_fs import CutFs
 from disk_driver import BLOCK, BLOCKS, KINDS, Driver, seed
 from guard import Blk
-from test_evil_disk_driver import DISCARD, FLUSH, IN, IOERR, OK, OUT, SECTORS, \
+from disk import DISCARD, FLUSH, IN, IOERR, OK, OUT, SECTORS, \
     ZEROES, Disk, one_line, seg
 
 

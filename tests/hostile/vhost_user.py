@@ -143,6 +143,10 @@ class Closed(Exception):
     """The other end closed the connection."""
 
 
+# Seconds to wait for what has to come; more inside a slow guest.
+PATIENCE = float(os.environ.get("MOAT_TEST_DEADLINE", "10"))
+
+
 class Timeout(Exception):
     """The deadline passed."""
 

@@ -16,6 +16,13 @@ int fs_statx(int fd, struct statx *sx)
 		       : 0;
 }
 
+int fs_node_stat(struct fs *fs, struct fs_node *node, struct statx *sx)
+{
+	int ret = fs_statx(node->fd, sx);
+
+	return ret ? ret : fs_dax_cover(fs, node, sx->stx_size);
+}
+
 void fs_attr(const struct fs *fs, const struct statx *sx, struct fuse_attr *a)
 {
 	*a = (struct fuse_attr){
@@ -55,7 +62,7 @@ int fs_op_getattr(struct fs_req *r)
 
 	if (!node)
 		return -ESTALE;
-	ret = fs_statx(node->fd, &sx);
+	ret = fs_node_stat(r->fs, node, &sx);
 	fs_node_put(r->fs, node);
 	return ret ? ret : put_attr(r, &sx);
 }
@@ -101,7 +108,7 @@ int fs_op_statx(struct fs_req *r)
 
 	if (!node)
 		return -ESTALE;
-	ret = fs_statx(node->fd, &sx);
+	ret = fs_node_stat(r->fs, node, &sx);
 	fs_node_put(r->fs, node);
 	return ret ? ret : put_statx(r, &sx);
 }
@@ -213,9 +220,11 @@ int fs_op_setattr(struct fs_req *r)
 
 	if (!node)
 		return -ESTALE;
+	fs_dax_sync(r->fs, node);
 	ret = set_attr(r, node, in);
+	fs_dax_sync(r->fs, node);
 	if (!ret)
-		ret = fs_statx(node->fd, &sx);
+		ret = fs_node_stat(r->fs, node, &sx);
 	fs_node_put(r->fs, node);
 	return ret ? ret : put_attr(r, &sx);
 }

@@ -101,10 +101,27 @@ int fs_op_read(struct fs_req *r)
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;
+	fs_dax_sync(r->fs, h->node);
 	ret = h->node->type == S_IFREG ? read_all(r, h, in) : -EISDIR;
 	fs_handle_put(r->fs, h);
 	if (!ret)
 		r->out = (uint32_t)r->moved;
+	return ret;
+}
+
+/* After a change: mapped data follows, before the guest hears of it. */
+static int show(struct fs *fs, struct fs_node *node, int ret)
+{
+	struct statx sx;
+
+	if (!__atomic_load_n(&node->ranges, __ATOMIC_RELAXED))
+		return ret;
+	fs_dax_sync(fs, node);
+	if (fs_node_pin(fs, node))
+		return ret ? ret : -EIO;
+	if (fs_node_stat(fs, node, &sx) && !ret)
+		ret = -EIO;
+	fs_node_unpin(fs, node);
 	return ret;
 }
 
@@ -149,7 +166,9 @@ int fs_op_write(struct fs_req *r)
 		ret = FS_DEFER;
 	} else {
 		fs_fsetid(r, !(in->write_flags & FUSE_WRITE_KILL_SUIDGID));
+		fs_dax_sync(r->fs, h->node);
 		ret = write_all(r, h, in, skip);
+		ret = show(r->fs, h->node, ret);
 	}
 	fs_handle_put(r->fs, h);
 	if (ret)
@@ -169,10 +188,12 @@ int fs_op_fallocate(struct fs_req *r)
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;
+	fs_dax_sync(r->fs, h->node);
 	ret = fallocate(h->fd, (int)in->mode, (off_t)in->offset,
 			(off_t)in->length)
 		      ? -errno
 		      : 0;
+	ret = show(r->fs, h->node, ret);
 	fs_handle_put(r->fs, h);
 	return ret;
 }
@@ -218,9 +239,13 @@ int fs_op_copy_file_range(struct fs_req *r)
 		/* The answer has 32 bits. */
 		size_t len = in->len < INT32_MAX ? (size_t)in->len : INT32_MAX;
 
+		fs_dax_sync(r->fs, a->node);
+		fs_dax_sync(r->fs, b->node);
 		n = copy_file_range(a->fd, &from, b->fd, &to, len, 0);
 		if (n < 0)
 			n = -errno;
+		if (show(r->fs, b->node, 0))
+			n = -EIO;
 	}
 	if (a)
 		fs_handle_put(r->fs, a);

@@ -7,11 +7,11 @@
  *
  * A driver may map over what is mapped, and unmap any range. vhost-user can do
  * neither: there a mapping goes as a whole, and nothing is laid over it. So
- * what is to go is cut out here: a mapping that sticks out of the range is
- * unmapped, and what sticks out mapped again.
+ * what is to go is cut out here: a range that sticks out is unmapped, and what
+ * sticks out mapped again.
  *
  * While that happens there is nothing at these addresses, and a processor of
- * the guest that looks would see no file. The case that Linux makes, a mapping
+ * the guest that looks would see no file. The case that Linux makes, a range
  * that it has for reading and now wants for writing too, therefore is none:
  * what can be written to is mapped so at once. Programs are left out, as the
  * host could not run them meanwhile (ETXTBSY).
@@ -21,56 +21,67 @@
 #include <linux/virtio_fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "dev/fs/fs.h"
+#include "dev/fs/dax.h"
 
 #define WINDOW VIRTIO_FS_SHMCAP_ID_CACHE
-#define PAGE_MASK UINT64_C(4095)
+#define PAGE_MASK ((uint64_t)FS_PAGE - 1)
+#define RANGES_MAX 65536u
+#define SYNC_NS 50000000 /* how soon a tail shows what the other side did */
 
-struct mapping {
+struct range {
 	uint64_t at, len, offset; /* in the window; in the file */
-	struct fs_node *node;	  /* held */
+	uint64_t covered;     /* bytes that are mapped, from its beginning */
+	struct fs_node *node; /* held */
 	bool writable;
 };
 
-/** struct fs_dax - what is mapped, sorted by place */
-struct fs_dax {
-	pthread_mutex_t lock;
-	struct mapping *maps;
-	uint32_t n, room;
+struct piece {
+	uint64_t at, len;
+	uint32_t tail; /* or FS_TAIL_NONE */
 };
 
-int fs_dax_start(struct fs *fs)
-{
-	fs->dax = calloc(1, sizeof(*fs->dax));
-	if (!fs->dax)
-		return -ENOMEM;
-	pthread_mutex_init(&fs->dax->lock, NULL);
-	return 0;
-}
+/** struct fs_dax - what is mapped, each sorted by place */
+struct fs_dax {
+	struct fs *fs;
+	pthread_mutex_t lock;
+	struct range *ranges;
+	struct piece *pieces;
+	uint32_t nranges, npieces, room_ranges, room_pieces;
+	struct fs_tails tails;
+	pthread_t syncer;
+	pthread_cond_t wake;
+	bool syncing, stop;
+};
 
-void fs_dax_stop(struct fs *fs)
-{
-	if (!fs->dax)
-		return;
-	pthread_mutex_destroy(&fs->dax->lock);
-	free(fs->dax->maps);
-	free(fs->dax);
-	fs->dax = NULL;
-}
+/* ---- the tables ---- */
 
-/* ---- the table ---- */
-
-/* The first that ends behind @at; d->n if there is none. */
-static uint32_t first_after(const struct fs_dax *d, uint64_t at)
+/* The first that ends behind @at. */
+static uint32_t range_after(const struct fs_dax *d, uint64_t at)
 {
-	uint32_t low = 0, high = d->n;
+	uint32_t low = 0, high = d->nranges;
 
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
 
-		if (d->maps[mid].at + d->maps[mid].len <= at)
+		if (d->ranges[mid].at + d->ranges[mid].len <= at)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+static uint32_t piece_after(const struct fs_dax *d, uint64_t at)
+{
+	uint32_t low = 0, high = d->npieces;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+
+		if (d->pieces[mid].at + d->pieces[mid].len <= at)
 			low = mid + 1;
 		else
 			high = mid;
@@ -79,41 +90,77 @@ static uint32_t first_after(const struct fs_dax *d, uint64_t at)
 }
 
 /* Room for @more, before anything is changed that could not be noted. */
-static int make_room(struct fs_dax *d, uint32_t more)
+static int make_room(void **table, uint32_t *room, uint32_t n, uint32_t more,
+		     size_t size)
 {
-	uint32_t room = d->room ? d->room : 64;
-	struct mapping *maps;
+	uint32_t want = *room ? *room : 64;
+	void *p;
 
-	if (d->room - d->n >= more)
+	if (*room - n >= more)
 		return 0;
-	while (room - d->n < more)
-		room *= 2;
-	maps = realloc(d->maps, room * sizeof(*maps));
-	if (!maps)
+	while (want - n < more)
+		want *= 2;
+	p = realloc(*table, want * size);
+	if (!p)
 		return -ENOMEM;
-	d->maps = maps;
-	d->room = room;
+	*table = p;
+	*room = want;
 	return 0;
 }
 
-static void insert(struct fs_dax *d, const struct mapping *m)
+static int room_for_ranges(struct fs_dax *d, uint32_t more)
 {
-	uint32_t i = first_after(d, m->at);
-
-	memmove(&d->maps[i + 1], &d->maps[i],
-		(d->n - i) * sizeof(struct mapping));
-	d->maps[i] = *m;
-	d->n++;
+	if (d->nranges + more > RANGES_MAX)
+		return -ENOSPC;
+	return make_room((void **)&d->ranges, &d->room_ranges, d->nranges, more,
+			 sizeof(struct range));
 }
 
-static void take_out(struct fs_dax *d, uint32_t i)
+static int room_for_piece(struct fs_dax *d)
 {
-	d->n--;
-	memmove(&d->maps[i], &d->maps[i + 1],
-		(d->n - i) * sizeof(struct mapping));
+	return make_room((void **)&d->pieces, &d->room_pieces, d->npieces, 1,
+			 sizeof(struct piece));
 }
 
-/* ---- what the front-end maps ---- */
+static void insert_piece(struct fs_dax *d, const struct piece *p)
+{
+	uint32_t i = piece_after(d, p->at);
+
+	memmove(&d->pieces[i + 1], &d->pieces[i],
+		(d->npieces - i) * sizeof(*p));
+	d->pieces[i] = *p;
+	d->npieces++;
+}
+
+static void remove_piece(struct fs_dax *d, uint32_t i)
+{
+	d->npieces--;
+	memmove(&d->pieces[i], &d->pieces[i + 1],
+		(d->npieces - i) * sizeof(struct piece));
+}
+
+static void insert_range(struct fs_dax *d, const struct range *r)
+{
+	uint32_t i = range_after(d, r->at);
+
+	memmove(&d->ranges[i + 1], &d->ranges[i],
+		(d->nranges - i) * sizeof(*r));
+	d->ranges[i] = *r;
+	d->nranges++;
+	__atomic_fetch_add(&r->node->ranges, 1, __ATOMIC_RELAXED);
+}
+
+/* The hold on its node stays, for the caller to put. */
+static void remove_range(struct fs_dax *d, uint32_t i, struct range *was)
+{
+	*was = d->ranges[i];
+	__atomic_fetch_sub(&was->node->ranges, 1, __ATOMIC_RELAXED);
+	d->nranges--;
+	memmove(&d->ranges[i], &d->ranges[i + 1],
+		(d->nranges - i) * sizeof(*was));
+}
+
+/* ---- pieces ---- */
 
 /*
  * The front-end stops the device for a while, or does not answer: the guest
@@ -124,115 +171,249 @@ static int later(int ret)
 	return ret == -EINTR || ret == -ETIMEDOUT ? -EAGAIN : ret;
 }
 
-static int open_for(struct fs *fs, const struct fs_node *node, bool *writable)
+static int open_range(struct fs *fs, const struct range *r)
 {
-	struct statx sx;
-	int fd = -EACCES;
+	int fd = fs_node_pin(fs, r->node);
 
-	/* A program that is only read stays one that the host can run. */
-	if (!*writable && !fs->opt->read_only && !fs_statx(node->fd, &sx))
-		*writable = !(sx.stx_mode & 0111);
-	else if (!*writable)
-		fd = -EROFS;
-	if (*writable)
-		fd = fs_node_open(fs, node, O_RDWR);
+	if (fd)
+		return fd;
+	fd = fs_node_open(fs, r->node, r->writable ? O_RDWR : O_RDONLY);
+	fs_node_unpin(fs, r->node);
 	return fd;
 }
 
-/* Maps it, and notes it: there is room. Takes over the hold on its node. */
-static int map(struct fs *fs, struct mapping *m)
+static int map_piece(struct fs_dax *d, const struct piece *p, int fd,
+		     uint64_t offset, bool writable)
 {
-	bool asked = m->writable;
-	int fd = open_for(fs, m->node, &m->writable), ret;
+	int ret = room_for_piece(d);
 
-	if (fd < 0 && !asked) {
-		m->writable = false;
-		fd = fs_node_open(fs, m->node, O_RDONLY);
-	}
+	if (!ret)
+		ret = moat_shmem_map(d->fs->device, WINDOW, p->at, p->len, fd,
+				     offset, writable);
+	if (!ret)
+		insert_piece(d, p);
+	return later(ret);
+}
+
+/* The page at r->covered is one that the file does not fill. */
+static int map_tail(struct fs_dax *d, struct range *r)
+{
+	struct piece p = { .at = r->at + r->covered, .len = FS_PAGE };
+	int fd = open_range(d->fs, r), tail, ret;
+
 	if (fd < 0)
 		return fd;
-	ret = moat_shmem_map(fs->device, WINDOW, m->at, m->len, fd, m->offset,
-			     m->writable);
+	tail = fs_tail_new(&d->tails, fd, r->writable, r->offset + r->covered,
+			   fs_slot_id(&r->node->slot));
+	if (tail < 0) {
+		close(fd);
+		return tail;
+	}
+	p.tail = (uint32_t)tail;
+	ret = map_piece(d, &p, d->tails.fd, (uint64_t)p.tail * FS_PAGE,
+			r->writable);
+	if (ret) {
+		fs_tail_free(&d->tails, p.tail);
+		return ret;
+	}
+	__atomic_fetch_add(&r->node->tails, 1, __ATOMIC_RELAXED);
+	r->covered += FS_PAGE;
+	pthread_cond_signal(&d->wake);
+	return 0;
+}
+
+static int map_pages(struct fs_dax *d, struct range *r, uint64_t upto)
+{
+	struct piece p = { r->at + r->covered, upto - r->covered,
+			   FS_TAIL_NONE };
+	int fd = open_range(d->fs, r), ret;
+
+	if (fd < 0)
+		return fd;
+	ret = map_piece(d, &p, fd, r->offset + r->covered, r->writable);
 	close(fd);
 	if (!ret)
-		insert(fs->dax, m);
-	return later(ret);
+		r->covered = upto;
+	return ret;
 }
 
-/* Unmaps one; the table lets go of it. */
-static int unmap(struct fs *fs, uint32_t i, struct mapping *was)
+/* All of @r that a file of @size bytes has. */
+static int cover(struct fs_dax *d, struct range *r, uint64_t size)
 {
-	*was = fs->dax->maps[i];
-	int ret = moat_shmem_unmap(fs->device, WINDOW, was->at, was->len);
+	uint64_t end = size > r->offset ? size - r->offset : 0;
+	uint64_t full = end & ~PAGE_MASK;
+	int ret = 0;
 
-	/* It is gone, by a reset of the device. */
-	if (ret == -ENOENT)
-		ret = 0;
-	if (!ret)
-		take_out(fs->dax, i);
-	return later(ret);
+	if (full > r->len)
+		full = r->len;
+	if (end > r->len)
+		end = r->len;
+	if (r->covered < full)
+		ret = map_pages(d, r, full);
+	if (!ret && r->covered < end)
+		ret = map_tail(d, r);
+	return ret;
 }
 
-/* What is left of @was behind @from, up to @to, is mapped again. */
-static int restore(struct fs *fs, const struct mapping *was, uint64_t from,
+static void drop_tail(struct fs_dax *d, struct fs_node *node, uint32_t tail)
+{
+	if (tail == FS_TAIL_NONE)
+		return;
+	fs_tail_sync(&d->tails, tail);
+	fs_tail_free(&d->tails, tail);
+	__atomic_fetch_sub(&node->tails, 1, __ATOMIC_RELAXED);
+}
+
+/* Nothing of the range is mapped any more; else what is left still is. */
+static int uncover(struct fs_dax *d, struct range *r)
+{
+	uint32_t i;
+
+	while ((i = piece_after(d, r->at)) < d->npieces &&
+	       d->pieces[i].at < r->at + r->len) {
+		struct piece p = d->pieces[i];
+		int ret = moat_shmem_unmap(d->fs->device, WINDOW, p.at, p.len);
+
+		/* It is gone, by a reset of the device. */
+		if (ret && ret != -ENOENT)
+			return later(ret);
+		drop_tail(d, r->node, p.tail);
+		remove_piece(d, i);
+	}
+	r->covered = 0;
+	return 0;
+}
+
+/* ---- ranges ---- */
+
+static int stat_range(struct fs *fs, const struct range *r, struct statx *sx)
+{
+	int ret = fs_node_pin(fs, r->node);
+
+	if (ret)
+		return ret;
+	ret = fs_statx(r->node->fd, sx);
+	fs_node_unpin(fs, r->node);
+	return ret;
+}
+
+/* Maps it, and notes it: there is room. Takes over the hold on its node. */
+static int begin(struct fs_dax *d, struct range *r)
+{
+	bool asked = r->writable;
+	struct statx sx;
+	int ret = stat_range(d->fs, r, &sx), fd;
+
+	if (ret)
+		return ret;
+	/* A program that is only read stays one that the host can run. */
+	r->writable |= !d->fs->opt->read_only && !(sx.stx_mode & 0111);
+	if (r->writable && !asked) {
+		fd = open_range(d->fs, r);
+		r->writable = fd >= 0;
+		if (fd >= 0)
+			close(fd);
+	}
+	ret = cover(d, r, sx.stx_size);
+	if (ret) {
+		uncover(d, r);
+		return ret;
+	}
+	insert_range(d, r);
+	return 0;
+}
+
+/* What is left of @was from @from on, up to @to, is mapped again. */
+static int restore(struct fs_dax *d, const struct range *was, uint64_t from,
 		   uint64_t to)
 {
-	struct mapping m = *was;
+	struct range r = *was;
 	int ret;
 
 	if (from >= to)
 		return 0;
-	m.at = from;
-	m.len = to - from;
-	m.offset += from - was->at;
-	fs_node_hold(m.node);
-	ret = map(fs, &m);
+	r.at = from;
+	r.len = to - from;
+	r.offset += from - was->at;
+	r.covered = 0;
+	fs_node_hold(r.node);
+	ret = begin(d, &r);
 	if (!ret)
 		return 0;
-	fs_node_put(fs, m.node);
-	moat_device_log(fs->log, MOAT_DEVICE_ERROR,
+	fs_node_drop(d->fs, r.node);
+	moat_device_log(d->fs->log, MOAT_DEVICE_ERROR,
 			"window: %llu bytes at %llu were to stay mapped and "
 			"can not be: %s; the guest will have to map them again",
-			(unsigned long long)m.len, (unsigned long long)m.at,
+			(unsigned long long)r.len, (unsigned long long)r.at,
 			strerror(-ret));
 	return ret;
 }
 
-/* Nothing is mapped in the range any more. */
-static int cut_out(struct fs *fs, uint64_t at, uint64_t len)
+/* Nothing is mapped in [at, at + len) any more. */
+static int cut_out(struct fs_dax *d, uint64_t at, uint64_t len)
 {
-	struct fs_dax *d = fs->dax;
-	struct mapping was;
+	struct range was;
 	uint32_t i;
-	int ret;
+	int ret = 0;
 
-	while ((i = first_after(d, at)) < d->n && d->maps[i].at < at + len) {
+	while (!ret && (i = range_after(d, at)) < d->nranges &&
+	       d->ranges[i].at < at + len) {
 		/* One that goes may become two. */
-		ret = make_room(d, 2);
+		ret = room_for_ranges(d, 2);
 		if (!ret)
-			ret = unmap(fs, i, &was);
+			ret = uncover(d, &d->ranges[i]);
 		if (ret)
 			return ret;
-		ret = restore(fs, &was, was.at, at);
+		remove_range(d, i, &was);
+		ret = restore(d, &was, was.at, at);
 		if (!ret)
-			ret = restore(fs, &was, at + len, was.at + was.len);
-		fs_node_put(fs, was.node);
-		if (ret)
-			return ret;
+			ret = restore(d, &was, at + len, was.at + was.len);
+		fs_node_drop(d->fs, was.node);
 	}
-	return 0;
+	return ret;
 }
 
-/* It is mapped so already. */
-static bool is_mapped(const struct fs_dax *d, const struct mapping *m)
+/* It is mapped so already; then only as far as the file reaches now. */
+static struct range *find_same(struct fs_dax *d, const struct range *r)
 {
-	uint32_t i = first_after(d, m->at);
-	const struct mapping *have = &d->maps[i];
+	uint32_t i = range_after(d, r->at);
+	struct range *have = &d->ranges[i];
 
-	return i < d->n && have->node == m->node && have->at <= m->at &&
-	       have->at + have->len >= m->at + m->len &&
-	       have->offset + (m->at - have->at) == m->offset &&
-	       (have->writable || !m->writable);
+	if (i < d->nranges && have->node == r->node && have->at <= r->at &&
+	    have->at + have->len >= r->at + r->len &&
+	    have->offset + (r->at - have->at) == r->offset &&
+	    (have->writable || !r->writable))
+		return have;
+	return NULL;
+}
+
+int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size)
+{
+	struct fs_dax *d = fs->dax;
+	int ret = 0;
+
+	if (!__atomic_load_n(&node->ranges, __ATOMIC_RELAXED))
+		return 0;
+	pthread_mutex_lock(&d->lock);
+	for (uint32_t i = 0; !ret && i < d->nranges; i++)
+		if (d->ranges[i].node == node)
+			ret = cover(d, &d->ranges[i], size);
+	pthread_mutex_unlock(&d->lock);
+	return ret;
+}
+
+void fs_dax_sync(struct fs *fs, const struct fs_node *node)
+{
+	struct fs_dax *d = fs->dax;
+	uint64_t id = fs_slot_id(&node->slot);
+
+	if (!__atomic_load_n(&node->tails, __ATOMIC_RELAXED))
+		return;
+	pthread_mutex_lock(&d->lock);
+	for (uint32_t i = 0; i < FS_TAILS_MAX; i++)
+		if (d->tails.tail[i].used && d->tails.tail[i].node == id)
+			fs_tail_sync(&d->tails, i);
+	pthread_mutex_unlock(&d->lock);
 }
 
 /* ---- requests ---- */
@@ -243,24 +424,25 @@ static bool in_window(const struct fs *fs, uint64_t at, uint64_t len)
 	       at <= fs->opt->dax_window - len;
 }
 
-static int set_up(struct fs *fs, struct mapping *m)
+static int set_up(struct fs_dax *d, struct range *r)
 {
-	struct fs_dax *d = fs->dax;
-	int ret = 0;
+	struct range *have = find_same(d, r);
+	struct statx sx;
+	int ret;
 
-	pthread_mutex_lock(&d->lock);
-	if (is_mapped(d, m)) {
-		fs_node_put(fs, m->node);
-	} else {
-		ret = cut_out(fs, m->at, m->len);
-		if (!ret)
-			ret = make_room(d, 1);
-		if (!ret)
-			ret = map(fs, m);
-		if (ret)
-			fs_node_put(fs, m->node);
+	if (have) {
+		ret = stat_range(d->fs, r, &sx);
+		return ret ? ret : cover(d, have, sx.stx_size);
 	}
-	pthread_mutex_unlock(&d->lock);
+	ret = cut_out(d, r->at, r->len);
+	if (!ret)
+		ret = room_for_ranges(d, 1);
+	if (ret)
+		return ret;
+	fs_node_hold(r->node);
+	ret = begin(d, r);
+	if (ret)
+		fs_node_drop(d->fs, r->node);
 	return ret;
 }
 
@@ -269,29 +451,34 @@ int fs_op_setupmapping(struct fs_req *r)
 	const struct fuse_setupmapping_in *in = fs_req_args(r);
 	uint64_t known =
 		FUSE_SETUPMAPPING_FLAG_READ | FUSE_SETUPMAPPING_FLAG_WRITE;
-	struct mapping m = {
+	struct fs_dax *d = r->fs->dax;
+	struct range range = {
 		.at = in->moffset,
 		.len = in->len,
 		.offset = in->foffset,
 		.writable = in->flags & FUSE_SETUPMAPPING_FLAG_WRITE,
 	};
+	int ret = -EINVAL;
 
 	if (!r->fs->opt->dax_window)
 		return -ENOSYS;
-	if (!in_window(r->fs, m.at, m.len) || m.offset & PAGE_MASK ||
-	    m.offset > (uint64_t)INT64_MAX - m.len || !in->flags ||
+	if (!in_window(r->fs, range.at, range.len) ||
+	    range.offset & PAGE_MASK ||
+	    range.offset > (uint64_t)INT64_MAX - range.len || !in->flags ||
 	    in->flags & ~known)
 		return -EINVAL;
-	if (m.writable && r->fs->opt->read_only)
+	if (range.writable && r->fs->opt->read_only)
 		return -EROFS;
-	m.node = fs_node_get(r->fs, r->in.nodeid);
-	if (!m.node)
+	range.node = fs_node_get(r->fs, r->in.nodeid);
+	if (!range.node)
 		return -ESTALE;
-	if (m.node->type != S_IFREG) {
-		fs_node_put(r->fs, m.node);
-		return -EINVAL;
+	if (range.node->type == S_IFREG) {
+		pthread_mutex_lock(&d->lock);
+		ret = set_up(d, &range);
+		pthread_mutex_unlock(&d->lock);
 	}
-	return set_up(r->fs, &m);
+	fs_node_put(r->fs, range.node);
+	return ret;
 }
 
 int fs_op_removemapping(struct fs_req *r)
@@ -300,35 +487,113 @@ int fs_op_removemapping(struct fs_req *r)
 	const uint8_t *p = r->thread->args + sizeof(*in);
 	struct fuse_removemapping_one one;
 	uint64_t n = (r->nargs - sizeof(*in)) / sizeof(one);
-	struct fs *fs = r->fs;
+	struct fs_dax *d = r->fs->dax;
 	int ret = 0;
 
-	if (!fs->opt->dax_window)
+	if (!r->fs->opt->dax_window)
 		return -ENOSYS;
 	if (!in->count || in->count > n)
 		return -EINVAL;
 	for (uint32_t i = 0; !ret && i < in->count; i++) {
 		memcpy(&one, p + i * sizeof(one), sizeof(one));
-		if (!in_window(fs, one.moffset, one.len))
+		if (!in_window(r->fs, one.moffset, one.len))
 			return -EINVAL;
-		pthread_mutex_lock(&fs->dax->lock);
-		ret = cut_out(fs, one.moffset, one.len);
-		pthread_mutex_unlock(&fs->dax->lock);
+		pthread_mutex_lock(&d->lock);
+		ret = cut_out(d, one.moffset, one.len);
+		pthread_mutex_unlock(&d->lock);
 	}
 	return ret;
 }
 
-static void forget(struct fs *fs, bool unmap_them)
+/* ---- begin and end ---- */
+
+static void *sync_tails(void *arg)
+{
+	struct fs_dax *d = arg;
+	const struct timespec pause = { .tv_nsec = SYNC_NS };
+
+	pthread_mutex_lock(&d->lock);
+	while (!d->stop) {
+		if (!d->tails.used) {
+			pthread_cond_wait(&d->wake, &d->lock);
+			continue;
+		}
+		for (uint32_t i = 0; i < FS_TAILS_MAX; i++)
+			if (d->tails.tail[i].used)
+				fs_tail_sync(&d->tails, i);
+		pthread_mutex_unlock(&d->lock);
+		nanosleep(&pause, NULL);
+		pthread_mutex_lock(&d->lock);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return NULL;
+}
+
+int fs_dax_start(struct fs *fs)
+{
+	struct fs_dax *d;
+	int ret;
+
+	if (!fs->opt->dax_window)
+		return 0;
+	d = calloc(1, sizeof(*d));
+	if (!d)
+		return -ENOMEM;
+	fs->dax = d;
+	d->fs = fs;
+	pthread_mutex_init(&d->lock, NULL);
+	pthread_cond_init(&d->wake, NULL);
+	ret = fs_tails_init(&d->tails);
+	if (!ret)
+		ret = -pthread_create(&d->syncer, NULL, sync_tails, d);
+	d->syncing = !ret;
+	return ret;
+}
+
+void fs_dax_stop(struct fs *fs)
 {
 	struct fs_dax *d = fs->dax;
 
+	if (!d)
+		return;
+	fs_dax_reset(fs);
 	pthread_mutex_lock(&d->lock);
-	while (d->n) {
-		struct mapping *m = &d->maps[--d->n];
+	d->stop = true;
+	pthread_cond_signal(&d->wake);
+	pthread_mutex_unlock(&d->lock);
+	if (d->syncing)
+		pthread_join(d->syncer, NULL);
+	fs_tails_fini(&d->tails);
+	pthread_mutex_destroy(&d->lock);
+	pthread_cond_destroy(&d->wake);
+	free(d->ranges);
+	free(d->pieces);
+	free(d);
+	fs->dax = NULL;
+}
 
-		if (unmap_them)
-			moat_shmem_unmap(fs->device, WINDOW, m->at, m->len);
-		fs_node_put(fs, m->node);
+static void forget(struct fs *fs, bool unmap)
+{
+	struct fs_dax *d = fs->dax;
+	struct range was;
+
+	if (!d)
+		return;
+	pthread_mutex_lock(&d->lock);
+	while (d->nranges) {
+		uint32_t i;
+
+		remove_range(d, d->nranges - 1, &was);
+		while ((i = piece_after(d, was.at)) < d->npieces) {
+			struct piece *p = &d->pieces[i];
+
+			if (unmap)
+				moat_shmem_unmap(fs->device, WINDOW, p->at,
+						 p->len);
+			drop_tail(d, was.node, p->tail);
+			remove_piece(d, i);
+		}
+		fs_node_drop(fs, was.node);
 	}
 	pthread_mutex_unlock(&d->lock);
 }

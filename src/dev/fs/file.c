@@ -130,7 +130,7 @@ static int reply_created(struct fs_req *r, struct fs_node *dir, int fd,
 	ret = reply_open(r, node, fd, flags);
 	if (ret)
 		fs_node_forget(r->fs, out.nodeid, 1);
-	fs_node_put(r->fs, node);
+	fs_node_drop(r->fs, node);
 	return ret;
 }
 
@@ -227,6 +227,7 @@ int fs_op_flush(struct fs_req *r)
 		return -EBADF;
 	if (r->fs->flags & FUSE_POSIX_LOCKS)
 		fs_lock_release(r->fs, h->node, in->lock_owner);
+	fs_dax_sync(r->fs, h->node);
 	/* Some file systems have errors to tell only when a file is closed. */
 	fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0 || close(fd))
@@ -255,6 +256,7 @@ int fs_op_fsync(struct fs_req *r)
 
 	if (!h)
 		return -EBADF;
+	fs_dax_sync(r->fs, h->node);
 	if (in->fsync_flags & FUSE_FSYNC_FDATASYNC)
 		ret = fdatasync(h->fd);
 	else

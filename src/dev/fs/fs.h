@@ -90,6 +90,8 @@ struct fs_statx_out {
 
 enum fs_cache { FS_CACHE_AUTO, FS_CACHE_ALWAYS, FS_CACHE_NEVER, FS_CACHE_META };
 
+enum fs_handles { FS_HANDLES_NEVER, FS_HANDLES_PREFER, FS_HANDLES_MANDATORY };
+
 /** struct fs_id_map - one rule of --translate-uid or --translate-gid */
 struct fs_id_map {
 	enum {
@@ -119,9 +121,9 @@ struct fs_options {
 	enum fs_cache cache;
 	bool writeback, read_only, xattr, posix_acl, submounts;
 	bool posix_lock, flock, direct_io, readdirplus, notify;
-	uint32_t threads;    /* of defer */
-	uint64_t files;	     /* descriptors, at most */
-	uint64_t dax_window; /* bytes; 0: none */
+	uint32_t threads;		 /* of defer */
+	uint64_t files;			 /* descriptors, at most */
+	uint64_t dax_window;		 /* bytes; 0: none */
 	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
 };
@@ -131,7 +133,9 @@ struct fs_options {
  * @slot: its place in the table, with its id
  * @lookups: how many times the guest was told of it and has not forgotten;
  *	under its bucket's lock
- * @fd: O_PATH
+ * @fd: O_PATH; of a node with a handle: -1 while no request works with it
+ * @by_handle: opens the file where it has no descriptor of its own, or NULL
+ * @pins: requests that work with it; under its bucket's lock
  * @dev, @ino, @mount: which file it is
  * @type: S_IFMT bits
  * @locks: of lock.c
@@ -144,7 +148,10 @@ struct fs_node {
 	dev_t dev;
 	int fd;
 	mode_t type;
+	struct fs_by_handle *by_handle;
+	uint32_t pins;
 	struct fs_locks *locks;
+	uint32_t ranges, tails; /* of dax.c, atomic */
 };
 
 /**
@@ -173,6 +180,13 @@ struct fs_handle {
 #define FS_BUCKETS (1u << 17)
 #define FS_LOCKS 256u
 
+#define FS_MOUNTS 64u
+
+struct fs_mount {
+	uint64_t id;
+	int fd;
+};
+
 /** struct fs - the file system that is shared */
 struct fs {
 	const struct fs_options *opt;
@@ -188,9 +202,14 @@ struct fs {
 	struct fs_node *root;
 	struct fs_node **buckets; /* FS_BUCKETS, by file */
 	pthread_mutex_t locks[FS_LOCKS];
+	uint64_t fd_nodes; /* nodes with a descriptor, atomic */
+	pthread_mutex_t mounts_lock;
+	struct fs_mount mounts[FS_MOUNTS];
+	uint32_t nmounts;
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
+	uint32_t lock_owners; /* atomic */
 
 	/* agreed by INIT; atomic */
 	bool inited;
@@ -236,9 +255,6 @@ struct fs_req {
 	uint8_t saved[FS_SAVED];
 	bool resumed;
 	uint64_t moved;
-	/* of a lock that is waited for */
-	struct fs_lock_wait *wait;
-	bool interrupted; /* atomic */
 };
 
 /*
@@ -351,11 +367,21 @@ void fs_nodes_fini(struct fs *fs);
 /** fs_nodes_forget_all() - but the root */
 void fs_nodes_forget_all(struct fs *fs);
 
-/** fs_node_get() - by id, held; NULL if there is none */
+/**
+ * fs_node_get() - by id, held and pinned: its fd can be worked with
+ *
+ * Return: NULL if there is none, or its file is gone.
+ */
 struct fs_node *fs_node_get(struct fs *fs, uint64_t id);
-/** fs_node_hold() - one that is held already, once more */
-void fs_node_hold(struct fs_node *node);
+/** fs_node_put() - what fs_node_get() gave */
 void fs_node_put(struct fs *fs, struct fs_node *node);
+/** fs_node_pin() - one that is held, for its fd; 0 or a negative errno */
+int fs_node_pin(struct fs *fs, struct fs_node *node);
+void fs_node_unpin(struct fs *fs, struct fs_node *node);
+/** fs_node_hold() - one that is held already, once more; not its fd */
+void fs_node_hold(struct fs_node *node);
+/** fs_node_drop() - what fs_node_hold(), known() or enter() gave */
+void fs_node_drop(struct fs *fs, struct fs_node *node);
 /** fs_node_forget() - the guest forgets @n lookups of it */
 void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n);
 
@@ -391,6 +417,16 @@ int fs_node_open(struct fs *fs, const struct fs_node *node, int flags);
 /** fs_fd_name() - "17", in @buf: a path, in the thread's working directory */
 const char *fs_fd_name(int fd, char buf[16]);
 
+/* ---- byhandle ---- */
+
+/** fs_by_handle_wanted() - is the next node to do without a descriptor? */
+bool fs_by_handle_wanted(struct fs *fs);
+/** fs_by_handle_new() - of the file at @fd; NULL if it can not be had */
+struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
+				      const struct statx *sx);
+/** fs_by_handle_open() - an O_PATH fd, or a negative errno */
+int fs_by_handle_open(struct fs_by_handle *by);
+
 /* ---- handle ---- */
 
 /**
@@ -413,6 +449,8 @@ void fs_handles_close_all(struct fs *fs);
 
 /** fs_statx() - of what @fd is; 0 or a negative errno */
 int fs_statx(int fd, struct statx *sx);
+/** fs_node_stat() - of a node, to tell the guest */
+int fs_node_stat(struct fs *fs, struct fs_node *node, struct statx *sx);
 /** fs_attr() - as the guest is to see it */
 void fs_attr(const struct fs *fs, const struct statx *sx, struct fuse_attr *a);
 /** fs_valid() - how long, in seconds, names and attributes may be kept */
@@ -493,10 +531,13 @@ void fs_lockers_stop(struct fs *fs);
 void fs_lock_release(struct fs *fs, struct fs_node *node, uint64_t owner);
 /** fs_locks_free() - the node goes away */
 void fs_locks_free(struct fs_locks *locks);
+/** fs_locks_drop() - all locks of the node, which may still be in use */
+void fs_locks_drop(struct fs_node *node);
 /** fs_lock_interrupt() - a request that waits for a lock gives up; if it does
  */
 void fs_lock_interrupt(struct fs *fs, uint64_t unique);
-/** fs_lock_hurry() - all that wait for locks give up: their queues are to stop
+/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues
+ * are to stop
  */
 void fs_lock_hurry(struct fs *fs);
 
@@ -504,6 +545,14 @@ void fs_lock_hurry(struct fs *fs);
 
 int fs_dax_start(struct fs *fs);
 void fs_dax_stop(struct fs *fs);
+/**
+ * fs_dax_cover() - before the guest is told that a file has @size bytes
+ *
+ * Return: 0 or a negative errno: it must not be told.
+ */
+int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
+/** fs_dax_sync() - before and after a request that reads or changes data */
+void fs_dax_sync(struct fs *fs, const struct fs_node *node);
 /** fs_dax_clear() - unmap all that is mapped */
 void fs_dax_clear(struct fs *fs);
 /** fs_dax_reset() - the front-end is gone, and the window with it */
@@ -511,6 +560,12 @@ void fs_dax_reset(struct fs *fs);
 
 /* ---- handlers ---- */
 
+/**
+ * fs_assume_session() - a guest goes on that has mounted before this process
+ *
+ * Its files are unknown here (ESTALE) until it looks them up again.
+ */
+void fs_assume_session(struct fs *fs);
 /** fs_end_session() - the guest holds nothing any more */
 void fs_end_session(struct fs *fs);
 

@@ -95,9 +95,13 @@ int fs_lookup(struct fs *fs, struct fs_node *dir, const char *name,
 		ret = look_new(fs, dir, name, &sx, &node);
 	if (ret)
 		return ret;
-	fill_entry(fs, dir, node, &sx, out);
-	fs_node_put(fs, node);
-	return 0;
+	ret = fs_dax_cover(fs, node, sx.stx_size);
+	if (ret)
+		fs_node_forget(fs, fs_slot_id(&node->slot), 1);
+	else
+		fill_entry(fs, dir, node, &sx, out);
+	fs_node_drop(fs, node);
+	return ret;
 }
 
 int fs_enter(struct fs *fs, const struct fs_node *dir, int fd,
