@@ -121,8 +121,9 @@ struct fs_options {
 	enum fs_cache cache;
 	bool writeback, read_only, xattr, posix_acl, submounts;
 	bool posix_lock, flock, direct_io, readdirplus, notify;
-	uint32_t threads;		 /* of defer */
-	uint64_t files;			 /* descriptors, at most */
+	uint32_t threads; /* of defer */
+	uint64_t files;	  /* descriptors, at most */
+	enum fs_handles handles;
 	uint64_t dax_window;		 /* bytes; 0: none */
 	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
