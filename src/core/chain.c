@@ -206,6 +206,37 @@ static int take_packed(struct walk *w, const struct moat_packed_desc *p,
 	return walk_packed_table(w, &d);
 }
 
+/* The buffer id is that of a list's last descriptor (2.8.6). */
+static int name_packed(struct walk *w, uint16_t id, uint16_t num)
+{
+	if (id >= num)
+		return moat_fault_set(w->fault, MOAT_FAULT_ID_RANGE, id,
+				      num - 1u);
+	w->chain->head = id;
+	return 0;
+}
+
+int moat_chain_walk_copy(struct moat_memmap *map, uint16_t num,
+			 const struct moat_packed_desc *desc, uint32_t n,
+			 bool indirect, struct moat_chain *chain,
+			 struct moat_fault *fault)
+{
+	struct walk w = { map, chain, fault, false };
+	uint32_t steps = 0;
+	int more = 1;
+
+	begin(chain);
+	while (more > 0 && steps < n) {
+		more = take_packed(&w, &desc[steps], indirect, steps);
+		steps++;
+	}
+	if (more < 0)
+		return -1;
+	if (more || steps != n || !n)
+		return moat_fault_set(fault, MOAT_FAULT_CHAIN_LONG, steps, n);
+	return name_packed(&w, desc[n - 1].id, num);
+}
+
 int moat_chain_walk_packed(struct moat_memmap *map,
 			   const struct moat_vring *ring, uint16_t pos,
 			   uint32_t room, bool indirect,
@@ -237,11 +268,7 @@ int moat_chain_walk_packed(struct moat_memmap *map,
 		more = take_packed(&w, &d, indirect, steps++);
 		pos = moat_packed_advance(pos, 1, ring->num);
 	} while (more > 0);
-	if (more < 0)
+	if (more < 0 || name_packed(&w, d.id, ring->num))
 		return -1;
-	if (d.id >= ring->num)
-		return moat_fault_set(fault, MOAT_FAULT_ID_RANGE, d.id,
-				      ring->num - 1u);
-	chain->head = d.id;
 	return (int)steps;
 }

@@ -80,4 +80,21 @@ int moat_chain_walk_packed(struct moat_memmap *map,
 			   uint32_t room, bool indirect,
 			   struct moat_chain *chain, struct moat_fault *fault);
 
+struct moat_packed_desc;
+
+/**
+ * moat_chain_walk_copy() - walk a list that was copied out of a packed ring
+ * @num: the ring's size
+ * @desc: private memory
+ * @n: descriptors; the list has to end with the last of them
+ *
+ * As moat_chain_walk_packed(), but for AVAIL and USED, which are not looked at.
+ *
+ * Return: 0, or -1 with @fault set.
+ */
+int moat_chain_walk_copy(struct moat_memmap *map, uint16_t num,
+			 const struct moat_packed_desc *desc, uint32_t n,
+			 bool indirect, struct moat_chain *chain,
+			 struct moat_fault *fault);
+
 #endif

@@ -160,6 +160,31 @@ int moat_devq_resume(struct moat_devq *q, struct moat_memmap *map,
 		     uint16_t head, struct moat_chain *chain);
 
 /**
+ * moat_devq_resume_copy() - the same for a packed ring
+ * @desc: its descriptors as they were, in private memory; @n of them
+ *
+ * The ring does not have them any more: used ones may stand there. Requests are
+ * resumed in the order in which they had been taken, from a base at which none
+ * is outstanding; each moves the queue on by its descriptors.
+ *
+ * Return: 0, or -1 if the queue is broken.
+ */
+int moat_devq_resume_copy(struct moat_devq *q, struct moat_memmap *map,
+			  const struct moat_packed_desc *desc, uint32_t n,
+			  struct moat_chain *chain);
+
+/**
+ * moat_devq_take_back() - nothing from @pos on was given back, after all
+ * @n: descriptors of a packed ring, all of them this side's
+ *
+ * A device that was killed before it published a batch has left used
+ * descriptors behind the first, unwritten one. A driver must not meet them once
+ * another batch begins there.
+ */
+void moat_devq_take_back(const struct moat_vring *ring, uint16_t pos,
+			 uint32_t n);
+
+/**
  * moat_devq_rewind() - put the last requests taken back into the ring
  * @n: how many at most
  *

@@ -65,6 +65,35 @@ void moat_devq_packed_take(struct moat_devq *q, uint16_t head)
 		q->order_next = 0;
 }
 
+int moat_devq_resume_copy(struct moat_devq *q, struct moat_memmap *map,
+			  const struct moat_packed_desc *desc, uint32_t n,
+			  struct moat_chain *chain)
+{
+	if (q->fault.code)
+		return -1;
+	if (n > (uint32_t)q->ring.num - q->inuse)
+		return moat_fault_set(&q->fault, MOAT_FAULT_AVAIL_OVER, n,
+				      (uint32_t)q->ring.num - q->inuse);
+	if (moat_chain_walk_copy(map, q->ring.num, desc, n, q->indirect, chain,
+				 &q->fault))
+		return -1;
+	if (q->ndesc[chain->head])
+		return moat_fault_set(&q->fault, MOAT_FAULT_ID_TWICE,
+				      chain->head, 0);
+	q->peeked = (uint16_t)n;
+	moat_devq_packed_take(q, chain->head);
+	return 0;
+}
+
+void moat_devq_take_back(const struct moat_vring *ring, uint16_t pos,
+			 uint32_t n)
+{
+	for (; n; n--, pos = moat_packed_advance(pos, 1, ring->num))
+		if (moat_packed_is_used(moat_packed_flags_load(ring, pos), pos))
+			moat_shm_store16(moat_packed_at(ring, pos) + 14,
+					 moat_packed_avail_bits(pos));
+}
+
 uint16_t moat_devq_packed_rewind(struct moat_devq *q, uint16_t n)
 {
 	uint16_t done = 0;

@@ -6,17 +6,12 @@
 #include "guard/session.h"
 #include "guard/vring.h"
 #include "os/fd.h"
-
-#define U(x) ((unsigned long long)(x))
+#include "vu/check.h"
 
 static struct moat_vring_ctl *vring_of(struct moat_session *s, uint32_t index)
 {
-	if (index >= s->max_vrings) {
-		log_err(s->log,
-			"queue %u does not exist: refused; the device has %u",
-			index, s->max_vrings);
+	if (moat_vu_check_index(s->log, index, s->max_vrings))
 		return NULL;
-	}
 	if (!s->vrings[index])
 		s->vrings[index] = moat_vring_new(s, index);
 	return s->vrings[index];
@@ -35,31 +30,13 @@ static int op_get_features(void *dev, uint64_t *features)
 static int op_set_features(void *dev, uint64_t features)
 {
 	struct moat_session *s = dev;
-	uint64_t surplus = features & ~s->offered, forwarded;
-	int ret;
+	bool running = moat_session_any_started(s);
+	uint64_t forwarded;
+	int ret = moat_vu_check_features(s->log, features, s->offered,
+					 s->accepted, running);
 
-	if (surplus) {
-		log_err(s->log,
-			"SET_FEATURES with 0x%llx, of which 0x%llx was not "
-			"offered: refused; fix the front-end",
-			U(features), U(surplus));
-		return -EINVAL;
-	}
-	if (!(features & MOAT_BIT(VIRTIO_F_VERSION_1))) {
-		log_err(s->log,
-			"SET_FEATURES without VERSION_1 (bit 32): refused; the "
-			"driver has to be a virtio 1.0 one or later");
-		return -EINVAL;
-	}
-	if (moat_session_any_started(s)) {
-		if (features == s->accepted)
-			return 0;
-		log_err(s->log,
-			"SET_FEATURES changes 0x%llx to 0x%llx while queues "
-			"run: refused; stop them first",
-			U(s->accepted), U(features));
-		return -EBUSY;
-	}
+	if (ret || running)
+		return ret;
 	forwarded = moat_policy_accept(s->config->share, s->client.features,
 				       features);
 	ret = moat_session_from_backend(
@@ -84,13 +61,7 @@ static int op_set_protocol_features(void *dev, uint64_t features)
 {
 	struct moat_session *s = dev;
 
-	if (!(features & ~s->protocol_offered))
-		return 0;
-	log_err(s->log,
-		"SET_PROTOCOL_FEATURES with 0x%llx, of which 0x%llx was not "
-		"offered: refused; fix the front-end",
-		U(features), U(features & ~s->protocol_offered));
-	return -EINVAL;
+	return moat_vu_check_protocol(s->log, features, s->protocol_offered);
 }
 
 static int op_set_owner(void *dev)
@@ -105,6 +76,7 @@ static int op_reset(void *dev)
 	struct moat_session *s = dev;
 
 	moat_session_stop(s);
+	moat_guard_shmem_reset(s);
 	s->status = 0;
 	/* A reset device's rings are disabled as well. */
 	for (uint32_t i = 0; i < s->max_vrings; i++)
@@ -196,13 +168,8 @@ static struct moat_vring_ctl *stopped_vring(struct moat_session *s,
 {
 	struct moat_vring_ctl *v = vring_of(s, index);
 
-	if (v && v->started) {
-		log_err(s->log,
-			"queue %u: %s while it runs: refused; stop it "
-			"with GET_VRING_BASE first",
-			index, what);
+	if (!v || moat_vu_check_stopped(s->log, index, v->started, what))
 		return NULL;
-	}
 	return v;
 }
 
@@ -216,17 +183,8 @@ static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
 	struct moat_session *s = dev;
 	struct moat_vring_ctl *v = stopped_vring(s, index, "SET_VRING_NUM");
 
-	if (!v)
+	if (!v || moat_vu_check_num(s->log, index, num, is_packed(s)))
 		return -EINVAL;
-	/* Only a split ring has to be a power of two (2.7; packed: 2.8.10). */
-	if (!moat_vring_num_ok(num) &&
-	    (!is_packed(s) || !num || num > MOAT_VRING_NUM_MAX)) {
-		log_err(s->log,
-			"queue %u: size %u is no power of two from 1 to %u: "
-			"refused; fix the guest's driver",
-			index, num, MOAT_VRING_NUM_MAX);
-		return -EINVAL;
-	}
 	v->num = num;
 	return 0;
 }
@@ -254,15 +212,8 @@ static int op_set_vring_base(void *dev, uint32_t index, uint32_t base)
 	struct moat_session *s = dev;
 	struct moat_vring_ctl *v = stopped_vring(s, index, "SET_VRING_BASE");
 
-	if (!v)
+	if (!v || moat_vu_check_base(s->log, index, base, is_packed(s)))
 		return -EINVAL;
-	if (base > UINT16_MAX && !is_packed(s)) {
-		log_err(s->log,
-			"queue %u: base %u is no index of a split ring: "
-			"refused",
-			index, base);
-		return -EINVAL;
-	}
 	v->base = base;
 	return 0;
 }
@@ -275,6 +226,8 @@ static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 
 	if (!v)
 		return -EINVAL;
+	if (v->started)
+		moat_guard_shmem_stop(s);
 	ret = moat_session_from_backend(s, moat_vring_stop(v));
 	*base = v->base;
 	return ret;
@@ -288,20 +241,19 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 
 	if (!v)
 		return -EINVAL;
-	if (*fd < 0) {
-		log_err(s->log,
-			"queue %u: SET_VRING_KICK without an fd asks us to "
-			"poll: refused; the front-end has to send an eventfd",
-			index);
-		return -EOPNOTSUPP;
-	}
+	ret = moat_vu_check_kick(s->log, index, *fd);
+	if (ret)
+		return ret;
 	ret = moat_vring_set_kick_fd(v, fd);
 	if (ret || v->started)
 		return moat_session_from_backend(s, ret);
 	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
 	if (!(s->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
 		v->enabled = true;
-	return moat_session_from_backend(s, moat_vring_start(v));
+	ret = moat_session_from_backend(s, moat_vring_start(v));
+	if (!ret)
+		moat_guard_shmem_started(s);
+	return ret;
 }
 
 static int op_set_vring_call(void *dev, uint32_t index, int *fd)
@@ -375,7 +327,7 @@ static int op_set_backend_req_fd(void *dev, int *fd)
 {
 	struct moat_session *s = dev;
 
-	moat_vu_conn_close(&s->vmm_channel);
+	moat_session_close_vmm_channel(s);
 	moat_vu_conn_init(&s->vmm_channel, moat_fd_take(fd));
 	return 0;
 }
@@ -384,18 +336,25 @@ static int op_set_status(void *dev, uint64_t status)
 {
 	struct moat_session *s = dev;
 
-	if (status > UINT8_MAX) {
-		log_err(s->log,
-			"SET_STATUS with 0x%llx: refused; it has 8 bits",
-			U(status));
+	if (moat_vu_check_status(s->log, status))
 		return -EINVAL;
-	}
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
-	if (!status)
+	if (!status) {
 		moat_session_stop(s);
+		moat_guard_shmem_reset(s);
+	}
 	s->status =
 		status ? status | (s->status & VIRTIO_STATUS_NEEDS_RESET) : 0;
+	moat_guard_shmem_undo(s);
 	return moat_session_from_backend(s, s->client.dead ? -EPIPE : 0);
+}
+
+static int op_get_shmem_config(void *dev, uint64_t *sizes)
+{
+	struct moat_session *s = dev;
+
+	memcpy(sizes, s->shmem.table.sizes, sizeof(s->shmem.table.sizes));
+	return 0;
 }
 
 static int op_get_status(void *dev, uint64_t *status)
@@ -431,4 +390,5 @@ const struct moat_vu_server_ops moat_session_ops = {
 	.set_backend_req_fd = op_set_backend_req_fd,
 	.set_status = op_set_status,
 	.get_status = op_get_status,
+	.get_shmem_config = op_get_shmem_config,
 };

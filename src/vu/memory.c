@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "os/mem.h"
+#include "vu/check.h"
 #include "vu/memory.h"
 
 #define U(x) ((unsigned long long)(x))
@@ -106,6 +107,9 @@ int moat_vu_find_ring(struct moat_vu_memory *mem, uint32_t index,
 			index);
 		return -EINVAL;
 	}
+	/* Again: it may have been set when the other format was chosen. */
+	if (moat_vu_check_num(mem->log, index, num, packed))
+		return -EINVAL;
 	if (a->desc % 16 || a->avail % avail_align || a->used % 4 ||
 	    overlap(a->desc, z.desc, a->avail, z.avail) ||
 	    overlap(a->desc, z.desc, a->used, z.used) ||

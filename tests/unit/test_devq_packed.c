@@ -642,6 +642,84 @@ static void rewinding_stops_at_what_was_given_back(void **state)
 	driver_free(&d);
 }
 
+static void a_request_of_before_a_restart_is_outstanding_once(void **state)
+{
+	struct moat_packed_desc list[] = { { RAM, 5, 9, P_NEXT },
+					   { RAM + 64, 7, 3, P_WRITE } };
+	struct driver d;
+
+	(void)state;
+	driver_make(&d, 8, 0x80068006, false, false);
+	assert_int_equal(moat_devq_resume_copy(&d.q, &d.map, list, 2, &d.chain),
+			 0);
+	assert_int_equal(d.chain.head, 3);
+	assert_int_equal(d.chain.read_len, 5);
+	assert_int_equal(d.chain.write_len, 7);
+	/* It stands in the ring's last two places; the next is one lap on. */
+	assert_int_equal(moat_devq_base(&d.q), 0x80060000);
+	moat_devq_push(&d.q, 3, 7);
+	moat_devq_publish(&d.q);
+	assert_true(used_at(&d.ring, (struct place){ 6, true }));
+	assert_int_equal(moat_devq_base(&d.q), 0);
+	assert_int_equal(moat_devq_resume_copy(&d.q, &d.map, list, 2, &d.chain),
+			 0);
+	assert_int_equal(moat_devq_resume_copy(&d.q, &d.map, list, 2, &d.chain),
+			 -1);
+	assert_int_equal(d.q.fault.code, MOAT_FAULT_ID_TWICE);
+	driver_free(&d);
+}
+
+/* In-flight records are memory that a peer can write. */
+static void a_copied_list_that_is_none_breaks_the_queue(void **state)
+{
+	static const struct {
+		struct moat_packed_desc list[2];
+		uint32_t n;
+		enum moat_fault_code code;
+	} bad[] = {
+		{ { { RAM, 5, 3, P_NEXT } }, 1, MOAT_FAULT_CHAIN_LONG },
+		{ { { RAM, 5, 3, 0 } }, 2, MOAT_FAULT_CHAIN_LONG },
+		{ { { RAM, 5, 3, 0 } }, 0, MOAT_FAULT_CHAIN_LONG },
+		{ { { RAM, 5, 8, 0 } }, 1, MOAT_FAULT_ID_RANGE },
+		{ { { 0, 5, 3, 0 } }, 1, MOAT_FAULT_ADDRESS },
+		{ { { RAM, 16, 3, P_INDIRECT } }, 1, MOAT_FAULT_INDIRECT_OFF },
+		{ { { RAM, 5, 3, P_NEXT } }, 9, MOAT_FAULT_AVAIL_OVER },
+	};
+	struct driver d;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		driver_make(&d, 8, 0x80008000, false, false);
+		assert_int_equal(moat_devq_resume_copy(&d.q, &d.map,
+						       bad[i].list, bad[i].n,
+						       &d.chain),
+				 -1);
+		assert_int_equal(d.q.fault.code, bad[i].code);
+		driver_free(&d);
+	}
+}
+
+static void what_is_taken_back_is_not_seen_used(void **state)
+{
+	struct driver d;
+	struct place p = { 6, true };
+
+	(void)state;
+	driver_make(&d, 8, 0x80068006, false, false);
+	for (uint32_t i = 0; i < 8; i++, place_step(&p, 1, 8))
+		put16(d.ring.vring.desc + 16 * p.idx + 14,
+		      i % 2 ? used_bits(p)
+			    : (uint16_t)(avail_bits(p) | P_NEXT));
+	moat_devq_take_back(&d.ring.vring, 0x8006, 4);
+	p = (struct place){ 6, true };
+	for (uint32_t i = 0; i < 8; i++, place_step(&p, 1, 8)) {
+		assert_int_equal(used_at(&d.ring, p), i % 2 && i >= 4);
+		assert_true(i % 2 ||
+			    flags_at(d.ring.vring.desc, p.idx) & P_NEXT);
+	}
+	driver_free(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -657,6 +735,10 @@ int main(void)
 			a_base_that_a_ring_can_not_have_breaks_the_queue),
 		cmocka_unit_test(a_new_ring_may_start_without_wrap_counters),
 		cmocka_unit_test(rewinding_stops_at_what_was_given_back),
+		cmocka_unit_test(
+			a_request_of_before_a_restart_is_outstanding_once),
+		cmocka_unit_test(a_copied_list_that_is_none_breaks_the_queue),
+		cmocka_unit_test(what_is_taken_back_is_not_seen_used),
 	};
 
 	return cmocka_run_group_tests_name("devq_packed", tests, NULL, NULL);

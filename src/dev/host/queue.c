@@ -51,10 +51,9 @@ static uint32_t pieces(struct moat_memmap *map, const struct moat_seg *seg,
 	return n;
 }
 
-static struct iovec *room_for(struct moat_slot *s, uint32_t n)
+/* For chains that the slot itself has no room for; kept for the next. */
+static struct iovec *spill_for(struct moat_slot *s, uint32_t n)
 {
-	if (n <= MOAT_HOST_IOV)
-		return s->iov;
 	if (n > s->spill_n) {
 		struct iovec *p = realloc(s->spill, n * sizeof(*p));
 
@@ -69,19 +68,24 @@ static struct iovec *room_for(struct moat_slot *s, uint32_t n)
 static int fill_slot(struct moat_queue *q, struct moat_slot *s,
 		     struct moat_memmap *map, const struct moat_chain *c)
 {
-	const struct moat_seg *w = c->seg + c->nread;
-	uint32_t nr = pieces(map, c->seg, c->nread, s->iov, 0);
-	uint32_t nw = pieces(map, w, c->nwrite, s->iov, 0);
-	struct iovec *iov = room_for(s, nr + nw);
+	uint32_t nseg = (uint32_t)c->nread + c->nwrite;
+	uint32_t nr, n, room = MOAT_HOST_IOV;
+	struct iovec *iov = s->iov;
 
-	if (!iov)
-		return -ENOMEM;
-	pieces(map, c->seg, c->nread, iov, nr);
-	pieces(map, w, c->nwrite, iov + nr, nw);
+	/* Lookups are what a small request costs most: once, if they fit. */
+	nr = pieces(map, c->seg, c->nread, iov, room);
+	n = nr + pieces(map, c->seg + c->nread, c->nwrite, iov + nr,
+			nr < room ? room - nr : 0);
+	if (n > room) {
+		iov = spill_for(s, n);
+		if (!iov)
+			return -ENOMEM;
+		pieces(map, c->seg, nseg, iov, n);
+	}
 	s->req.readable = iov;
 	s->req.writable = iov + nr;
 	s->req.nreadable = nr;
-	s->req.nwritable = nw;
+	s->req.nwritable = n - nr;
 	s->req.read_len = c->read_len;
 	s->req.write_len = c->write_len;
 	s->busy = true;
@@ -139,8 +143,10 @@ bool moat_queue_serve(struct moat_queue *q)
 	for (n = 0; n < BUDGET && !is_broken(q); n++) {
 		if (moat_devq_peek(&q->devq, &w->map, &w->chain) <= 0)
 			break;
+		if (!moat_inflight_room(&q->inflight, &q->devq))
+			moat_queue_publish(q);
+		moat_inflight_take(&q->inflight, &q->devq, w->chain.head);
 		moat_devq_take(&q->devq, w->chain.head);
-		moat_inflight_take(&q->inflight, w->chain.head);
 		hand_over(q, &w->chain);
 		/* The driver can go on with these meanwhile. */
 		bytes += w->chain.read_len + w->chain.write_len;
@@ -156,16 +162,15 @@ bool moat_queue_serve(struct moat_queue *q)
 
 bool moat_queue_publish(struct moat_queue *q)
 {
-	uint32_t n = q->npushed;
-
-	if (!n)
+	if (!q->npushed)
 		return false;
 	q->npushed = 0;
 	if (q->devq.fault.code)
 		return true;
+	moat_inflight_publish(&q->inflight, q->devq.used_next);
 	if (moat_devq_publish(&q->devq))
 		moat_eventfd_signal(q->call_fd);
-	moat_inflight_published(&q->inflight, q->pushed, n, q->devq.used_next);
+	moat_inflight_published(&q->inflight);
 	return true;
 }
 
@@ -185,7 +190,7 @@ void moat_request_done(struct moat_request *req, uint32_t written)
 		moat_queue_publish(q);
 	moat_inflight_push(&q->inflight, req->head);
 	moat_devq_push(&q->devq, req->head, written);
-	q->pushed[q->npushed++] = req->head;
+	q->npushed++;
 }
 
 void moat_request_broken(struct moat_request *req, const char *why)
@@ -207,9 +212,8 @@ static void queue_free(struct moat_queue *q)
 		free(slot_of(q, (uint16_t)i)->spill);
 	free(q->slots);
 	free(q->storage);
-	free(q->pushed);
+	moat_inflight_close(&q->inflight);
 	q->slots = q->storage = NULL;
-	q->pushed = NULL;
 }
 
 static int queue_alloc(struct moat_queue *q)
@@ -221,8 +225,7 @@ static int queue_alloc(struct moat_queue *q)
 		(sizeof(struct moat_slot) + data + align - 1) / align * align;
 	q->slots = calloc(q->num, q->slot_size);
 	q->storage = calloc(1, moat_devq_storage(q->num));
-	q->pushed = calloc(q->num, sizeof(*q->pushed));
-	if (!q->slots || !q->storage || !q->pushed)
+	if (!q->slots || !q->storage)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < q->num; i++) {
 		struct moat_slot *s = slot_of(q, (uint16_t)i);
@@ -235,28 +238,61 @@ static int queue_alloc(struct moat_queue *q)
 	return 0;
 }
 
-/* Requests that an earlier backend had begun are begun again. */
-static void resume(struct moat_queue *q, const uint16_t *heads, int n)
+/* A request that an earlier backend had begun, by its name in the records. */
+static int resume_one(struct moat_queue *q, uint16_t begun,
+		      struct moat_packed_desc *copy)
 {
 	struct moat_worker *w = q->worker;
+	uint32_t n;
 
-	for (int i = 0; i < n; i++) {
-		if (moat_devq_resume(&q->devq, &w->map, heads[i], &w->chain))
-			break;
-		hand_over(q, &w->chain);
-	}
-	if (n)
-		log_info(q->device->log,
-			 "queue %u: %d requests of before the restart are done "
-			 "again",
-			 q->index, n);
+	if (!q->devq.ring.packed)
+		return moat_devq_resume(&q->devq, &w->map, begun, &w->chain);
+	n = moat_inflight_copy(&q->inflight, begun, copy);
+	if (moat_devq_resume_copy(&q->devq, &w->map, copy, n, &w->chain))
+		return -1;
+	moat_inflight_resumed(&q->inflight, begun, w->chain.head);
+	return 0;
 }
 
-static int open_records(struct moat_queue *q, uint16_t used, uint16_t *heads)
+/* What the driver was not to see yet must not be seen with what follows. */
+static void take_back(struct moat_queue *q, const uint16_t *begun, int n,
+		      struct moat_packed_desc *copy)
+{
+	uint32_t descs = 0;
+
+	for (int i = 0; i < n; i++)
+		descs += moat_inflight_copy(&q->inflight, begun[i], copy);
+	moat_devq_take_back(&q->devq.ring, q->devq.used_next, descs);
+}
+
+/* Requests that an earlier backend had begun are begun again. */
+static int resume(struct moat_queue *q, const uint16_t *begun, int n)
+{
+	struct moat_packed_desc *copy = NULL;
+
+	if (!n)
+		return 0;
+	if (q->devq.ring.packed) {
+		copy = calloc(q->num, sizeof(*copy));
+		if (!copy)
+			return -ENOMEM;
+		take_back(q, begun, n, copy);
+	}
+	for (int i = 0; i < n && !resume_one(q, begun[i], copy); i++)
+		hand_over(q, &q->worker->chain);
+	free(copy);
+	log_info(q->device->log,
+		 "queue %u: %d requests of before the restart are done again",
+		 q->index, n);
+	return 0;
+}
+
+static int open_records(struct moat_queue *q, const struct moat_vring *ring,
+			uint16_t *begun)
 {
 	struct moat_device *d = q->device;
-	int n = moat_inflight_open(&d->inflight, q->index, (uint16_t)q->num,
-				   used, heads, &q->inflight);
+	int n = moat_inflight_open(&d->inflight, q->index, ring,
+				   q->devq.used_next, begun, &q->inflight);
 
 	if (n < 0)
 		log_err(d->log,
@@ -266,39 +302,57 @@ static int open_records(struct moat_queue *q, uint16_t used, uint16_t *heads)
 	return n;
 }
 
+static void init_ring(struct moat_queue *q, const struct moat_vring *ring,
+		      uint32_t base)
+{
+	uint64_t f = q->device->accepted;
+
+	moat_devq_init(&q->devq, ring, q->storage, base,
+		       f & MOAT_BIT(VIRTIO_F_EVENT_IDX),
+		       f & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
+}
+
+/*
+ * What was taken is either used or in flight: records know best. Of a packed
+ * ring the requests that are resumed lead on from there by themselves.
+ */
+static uint32_t base_of_records(const struct moat_queue *q, int begun)
+{
+	uint32_t used = q->inflight.used;
+
+	return q->inflight.packed ? used << 16 | used
+				  : (uint16_t)(used + (uint32_t)begun);
+}
+
 static int start_on_worker(struct moat_queue *q, void *arg)
 {
 	const struct moat_vring *ring = arg;
-	uint64_t f = q->device->accepted;
-	uint16_t used = moat_shm_load16(moat_used_idx(ring));
-	uint16_t base = (uint16_t)q->base;
-	uint16_t *heads = calloc(q->num, sizeof(*heads));
-	int n = heads ? queue_alloc(q) : -ENOMEM;
+	uint16_t *begun = calloc(q->num, sizeof(*begun));
+	int n = begun ? queue_alloc(q) : -ENOMEM;
 
 	q->devq.ring = *ring; /* for queue_free() */
-	if (!n)
-		n = open_records(q, used, heads);
-	/* What was taken is either used or in flight: the records know best. */
-	if (n >= 0 && q->inflight.record)
-		base = (uint16_t)(used + n);
+	if (!n) {
+		init_ring(q, ring, q->base);
+		n = open_records(q, ring, begun);
+	}
 	if (n >= 0) {
-		moat_devq_init(&q->devq, ring, q->storage, base,
-			       f & MOAT_BIT(VIRTIO_F_EVENT_IDX),
-			       f & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
+		if (q->inflight.record)
+			init_ring(q, ring, base_of_records(q, n));
 		q->outstanding = q->npushed = 0;
 		q->said_broken = false;
 		q->broken_why = NULL;
-		q->running = true;
-		q->serving = q->enabled;
-		q->kick.fd = q->kick_fd;
-		moat_loop_watch(&q->worker->loop, &q->kick, true);
-		resume(q, heads, n);
-		n = 0;
-	} else {
-		queue_free(q);
+		n = resume(q, begun, n);
 	}
-	free(heads);
-	return n;
+	free(begun);
+	if (n < 0) {
+		queue_free(q);
+		return n;
+	}
+	q->running = true;
+	q->serving = q->enabled;
+	q->kick.fd = q->kick_fd;
+	moat_loop_watch(&q->worker->loop, &q->kick, true);
+	return 0;
 }
 
 static int stop_on_worker(struct moat_queue *q, void *arg)
@@ -306,8 +360,10 @@ static int stop_on_worker(struct moat_queue *q, void *arg)
 	(void)arg;
 	if (!q->running)
 		return 0;
+	/* The device may have completed some since the last turn. */
+	moat_queue_publish(q);
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
-	q->base = q->devq.avail_next;
+	q->base = moat_devq_base(&q->devq);
 	q->running = q->serving = false;
 	queue_free(q);
 	return 0;
@@ -329,8 +385,10 @@ static int update_on_worker(struct moat_queue *q, void *arg)
 static int find_ring(struct moat_queue *q, struct moat_vu_memory *mem,
 		     struct moat_vring *ring)
 {
+	bool packed = q->device->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
+
 	return moat_vu_find_ring(mem, q->index, q->has_addr ? &q->addr : NULL,
-				 q->num, false, ring);
+				 q->num, packed, ring);
 }
 
 int moat_queue_remap(struct moat_queue *q, struct moat_vu_memory *mem)
@@ -357,6 +415,8 @@ int moat_queue_start(struct moat_queue *q)
 		ret = moat_worker_call(q->worker, q, true, start_on_worker,
 				       &ring);
 	q->started = !ret;
+	if (!ret)
+		moat_host_shmem_running(q->device, true);
 	return ret;
 }
 
@@ -364,6 +424,7 @@ void moat_queue_stop(struct moat_queue *q)
 {
 	if (!q->started)
 		return;
+	moat_host_shmem_running(q->device, false);
 	moat_worker_call(q->worker, q, true, stop_on_worker, NULL);
 	q->started = false;
 }

@@ -9,12 +9,13 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 #include "os/mem.h"
+#include "vu/check.h"
 
 #define U(x) ((unsigned long long)(x))
 
-#define RING_FEATURES                                                  \
-	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
-	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) |                            \
+#define RING_FEATURES                                                        \
+	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) |       \
+	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_RING_PACKED) | \
 	 MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES))
 
 #define P(bit) MOAT_BIT(VHOST_USER_PROTOCOL_F_##bit)
@@ -22,6 +23,8 @@
 	(P(MQ) | P(REPLY_ACK) | P(BACKEND_REQ) | P(CONFIG) |            \
 	 P(INFLIGHT_SHMFD) | P(RESET_DEVICE) | P(CONFIGURE_MEM_SLOTS) | \
 	 P(STATUS))
+/* Of a device with shared memory: it sends fds. */
+#define SHMEM_FEATURES (P(SHMEM_MAP) | P(BACKEND_SEND_FD))
 
 static const struct moat_device_ops *ops_of(const struct moat_device *d)
 {
@@ -44,11 +47,9 @@ static void stop_all(struct moat_device *d)
 
 static struct moat_queue *queue_of(struct moat_device *d, uint32_t index)
 {
-	if (index < d->config->num_queues)
-		return &d->queues[index];
-	log_err(d->log, "queue %u does not exist: refused; the device has %u",
-		index, d->config->num_queues);
-	return NULL;
+	if (moat_vu_check_index(d->log, index, d->config->num_queues))
+		return NULL;
+	return &d->queues[index];
 }
 
 /* What only makes sense while a queue is stopped. */
@@ -57,13 +58,14 @@ static struct moat_queue *stopped_queue(struct moat_device *d, uint32_t index,
 {
 	struct moat_queue *q = queue_of(d, index);
 
-	if (!q || !q->started)
-		return q;
-	log_err(d->log,
-		"queue %u: %s while it runs: refused; stop it with "
-		"GET_VRING_BASE first",
-		index, what);
-	return NULL;
+	if (!q || moat_vu_check_stopped(d->log, index, q->started, what))
+		return NULL;
+	return q;
+}
+
+static bool is_packed(const struct moat_device *d)
+{
+	return d->accepted & MOAT_BIT(VIRTIO_F_RING_PACKED);
 }
 
 /* ---- features ---- */
@@ -82,24 +84,12 @@ static int op_get_features(void *dev, uint64_t *features)
 static int op_set_features(void *dev, uint64_t features)
 {
 	struct moat_device *d = dev;
-	uint64_t surplus = features & ~offered(d);
+	bool running = any_started(d);
+	int ret = moat_vu_check_features(d->log, features, offered(d),
+					 d->accepted, running);
 
-	if (surplus || !(features & MOAT_BIT(VIRTIO_F_VERSION_1))) {
-		log_err(d->log,
-			"SET_FEATURES with 0x%llx: refused; 0x%llx of it was "
-			"not offered, and VERSION_1 (bit 32) is needed",
-			U(features), U(surplus));
-		return -EINVAL;
-	}
-	if (any_started(d)) {
-		if (features == d->accepted)
-			return 0;
-		log_err(d->log,
-			"SET_FEATURES changes 0x%llx to 0x%llx while queues "
-			"run: refused; stop them first",
-			U(d->accepted), U(features));
-		return -EBUSY;
-	}
+	if (ret || running)
+		return ret;
 	d->accepted = features;
 	if (ops_of(d)->accepted)
 		ops_of(d)->accepted(d->config->dev, features);
@@ -108,22 +98,21 @@ static int op_set_features(void *dev, uint64_t features)
 
 static int op_get_protocol_features(void *dev, uint64_t *features)
 {
-	(void)dev;
+	struct moat_device *d = dev;
+
 	*features = PROTOCOL_FEATURES;
+	if (moat_vu_shmem_any(&d->shmem.table))
+		*features |= SHMEM_FEATURES;
 	return 0;
 }
 
 static int op_set_protocol_features(void *dev, uint64_t features)
 {
 	struct moat_device *d = dev;
+	uint64_t has = 0;
 
-	if (!(features & ~PROTOCOL_FEATURES))
-		return 0;
-	log_err(d->log,
-		"SET_PROTOCOL_FEATURES with 0x%llx, of which 0x%llx was not "
-		"offered: refused; fix the front-end",
-		U(features), U(features & ~PROTOCOL_FEATURES));
-	return -EINVAL;
+	op_get_protocol_features(dev, &has);
+	return moat_vu_check_protocol(d->log, features, has);
 }
 
 static int op_set_owner(void *dev)
@@ -137,6 +126,7 @@ static int op_reset(void *dev)
 	struct moat_device *d = dev;
 
 	stop_all(d);
+	moat_host_shmem_forget(d, true);
 	d->status = 0;
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
@@ -217,15 +207,8 @@ static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
 	struct moat_device *d = dev;
 	struct moat_queue *q = stopped_queue(d, index, "SET_VRING_NUM");
 
-	if (!q)
+	if (!q || moat_vu_check_num(d->log, index, num, is_packed(d)))
 		return -EINVAL;
-	if (!moat_vring_num_ok(num)) {
-		log_err(d->log,
-			"queue %u: size %u is no power of two from 1 to %u: "
-			"refused; fix the guest's driver",
-			index, num, MOAT_VRING_NUM_MAX);
-		return -EINVAL;
-	}
 	q->num = num;
 	return 0;
 }
@@ -253,26 +236,23 @@ static int op_set_vring_base(void *dev, uint32_t index, uint32_t base)
 	struct moat_device *d = dev;
 	struct moat_queue *q = stopped_queue(d, index, "SET_VRING_BASE");
 
-	if (!q)
+	if (!q || moat_vu_check_base(d->log, index, base, is_packed(d)))
 		return -EINVAL;
-	if (base > UINT16_MAX) {
-		log_err(d->log,
-			"queue %u: base %u is no index of a split ring: "
-			"refused",
-			index, base);
-		return -EINVAL;
-	}
 	q->base = base;
 	return 0;
 }
 
 static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 {
-	struct moat_queue *q = queue_of(dev, index);
+	struct moat_device *d = dev;
+	struct moat_queue *q = queue_of(d, index);
 
 	if (!q)
 		return -EINVAL;
-	moat_queue_stop(q);
+	if (q->started) {
+		moat_queue_stop(q);
+		moat_inflight_forget(&d->inflight, index);
+	}
 	*base = q->base;
 	return 0;
 }
@@ -292,16 +272,13 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 {
 	struct moat_device *d = dev;
 	struct moat_queue *q = queue_of(d, index);
+	int ret;
 
 	if (!q)
 		return -EINVAL;
-	if (*fd < 0) {
-		log_err(d->log,
-			"queue %u: SET_VRING_KICK without an fd asks us to "
-			"poll: refused; the front-end has to send an eventfd",
-			index);
-		return -EOPNOTSUPP;
-	}
+	ret = moat_vu_check_kick(d->log, index, *fd);
+	if (ret)
+		return ret;
 	replace_fd(q, &q->kick_fd, fd);
 	if (q->started)
 		return 0;
@@ -348,7 +325,8 @@ static int op_get_inflight(void *dev, struct moat_vu_inflight *inflight,
 {
 	struct moat_device *d = dev;
 	int ret = any_started(d) ? -EBUSY
-				 : moat_inflight_make(&d->inflight, inflight);
+				 : moat_inflight_make(&d->inflight, inflight,
+						      is_packed(d));
 
 	if (ret)
 		log_err(d->log,
@@ -363,9 +341,9 @@ static int op_set_inflight(void *dev, const struct moat_vu_inflight *inflight,
 			   int *fd)
 {
 	struct moat_device *d = dev;
-	int ret = any_started(d)
-			  ? -EBUSY
-			  : moat_inflight_adopt(&d->inflight, inflight, *fd);
+	int ret = any_started(d) ? -EBUSY
+				 : moat_inflight_adopt(&d->inflight, inflight,
+						       is_packed(d), *fd);
 
 	if (ret)
 		log_err(d->log,
@@ -408,21 +386,28 @@ static int op_set_backend_req_fd(void *dev, int *fd)
 {
 	struct moat_device *d = dev;
 
-	moat_vu_conn_close(&d->channel);
-	moat_vu_conn_init(&d->channel, moat_fd_take(fd));
+	moat_host_shmem_channel(d, moat_fd_take(fd));
+	return 0;
+}
+
+static int op_get_shmem_config(void *dev, uint64_t *sizes)
+{
+	struct moat_device *d = dev;
+
+	memcpy(sizes, d->config->shmem, sizeof(d->config->shmem));
 	return 0;
 }
 
 /* Legal once there is a channel and the driver has started; else later. */
 static void tell_config(struct moat_device *d)
 {
-	if (!d->config_changed || d->channel.fd < 0 || !any_started(d))
+	if (!d->config_changed || !any_started(d) ||
+	    !moat_host_shmem_has_channel(d))
 		return;
 	d->config_changed = false;
-	if (moat_vu_conn_send(&d->channel, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
-			      0, NULL, 0, NULL, 0)) {
+	if (moat_host_shmem_tell(d, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)) {
 		log_warn(d->log, "front-end does not take config changes");
-		moat_vu_conn_close(&d->channel);
+		moat_host_shmem_channel(d, -1);
 	}
 }
 
@@ -446,12 +431,8 @@ static int op_set_status(void *dev, uint64_t status)
 {
 	struct moat_device *d = dev;
 
-	if (status > UINT8_MAX) {
-		log_err(d->log,
-			"SET_STATUS with 0x%llx: refused; it has 8 bits",
-			U(status));
+	if (moat_vu_check_status(d->log, status))
 		return -EINVAL;
-	}
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
 	if (!status)
 		return op_reset(d);
@@ -495,6 +476,7 @@ static const struct moat_vu_server_ops ops = {
 	.get_status = op_get_status,
 	.get_inflight = op_get_inflight,
 	.set_inflight = op_set_inflight,
+	.get_shmem_config = op_get_shmem_config,
 };
 
 /* ---- what happens by itself ---- */
@@ -524,7 +506,6 @@ int moat_session_begin(struct moat_device *d, int fd)
 	d->end = 0;
 	d->accepted = d->status = 0;
 	moat_vu_server_init(&d->server, fd, &ops, d, d->log);
-	moat_vu_conn_init(&d->channel, -1);
 	moat_vu_memory_init(&d->mem, d->log);
 	moat_inflight_init(&d->inflight);
 	d->server_src = (struct moat_source){ fd, on_message, d };
@@ -553,7 +534,10 @@ void moat_session_finish(struct moat_device *d)
 		q->has_addr = q->enabled = false;
 	}
 	moat_vu_server_close(&d->server);
-	moat_vu_conn_close(&d->channel);
+	moat_host_shmem_channel(d, -1);
+	moat_host_shmem_forget(d, false);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
+	if (ops_of(d)->left)
+		ops_of(d)->left(d->config->dev);
 }

@@ -9,7 +9,8 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 
-#define LOOKS 32u /* before others may have the processor */
+#define LOOKS 32u	 /* before others may have the processor */
+#define HURRY_NS 5000000 /* a device is asked to hurry each so often */
 
 /* The worker's queues are each nworkers-th of the device's. */
 #define for_each_queue(w, q)                                            \
@@ -55,6 +56,35 @@ static bool run_command(struct moat_worker *w)
 	return true;
 }
 
+/*
+ * With the lock held. A request that waits without bound may be taken, or begin
+ * to wait, after the device was asked to give such up: it is asked again.
+ */
+static void wait_for(struct moat_worker *w, const struct moat_command *c)
+{
+	const struct moat_device_config *config = w->device->config;
+	struct timespec at;
+	uint64_t ns;
+
+	if (!c->quiet || !config->ops->hurry) {
+		while (!c->done)
+			pthread_cond_wait(&w->answered, &w->lock);
+		return;
+	}
+	while (!c->done) {
+		ns = moat_now_ns() + HURRY_NS;
+		at.tv_sec = (time_t)(ns / 1000000000);
+		at.tv_nsec = (long)(ns % 1000000000);
+		if (!pthread_cond_clockwait(&w->answered, &w->lock,
+					    CLOCK_MONOTONIC, &at) ||
+		    c->done)
+			continue;
+		pthread_mutex_unlock(&w->lock);
+		config->ops->hurry(config->dev);
+		pthread_mutex_lock(&w->lock);
+	}
+}
+
 int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		     int (*run)(struct moat_queue *q, void *arg), void *arg)
 {
@@ -62,12 +92,13 @@ int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		.run = run, .queue = q, .quiet = quiet, .arg = arg
 	};
 
+	moat_host_shmem_pause(w->device);
 	pthread_mutex_lock(&w->lock);
 	__atomic_store_n(&w->command, &c, __ATOMIC_RELEASE);
 	moat_eventfd_signal(w->wake.fd);
-	while (!c.done)
-		pthread_cond_wait(&w->answered, &w->lock);
+	wait_for(w, &c);
 	pthread_mutex_unlock(&w->lock);
+	moat_host_shmem_resume(w->device);
 	return c.ret;
 }
 
@@ -256,6 +287,20 @@ struct adoption {
 	struct moat_vu_memory *mem;
 };
 
+/* What the device may keep of guest memory is this. */
+static void tell_memory(const struct moat_worker *w)
+{
+	const struct moat_device_config *c = w->device->config;
+	struct iovec iov[MOAT_VU_MEMORY_MAX];
+
+	if (!w->begun || !c->ops->worker_memory)
+		return;
+	for (uint32_t i = 0; i < w->map.n; i++)
+		iov[i] = (struct iovec){ w->regions[i].host,
+					 (size_t)w->regions[i].size };
+	c->ops->worker_memory(c->dev, w->context, iov, w->map.n);
+}
+
 /* No request is outstanding here; rings are all that is still in use. */
 static int adopt(struct moat_queue *unused, void *arg)
 {
@@ -268,6 +313,7 @@ static int adopt(struct moat_queue *unused, void *arg)
 	       a->mem->map.n * sizeof(*w->regions));
 	w->map.n = a->mem->map.n;
 	w->map.last = 0;
+	tell_memory(w);
 	for_each_queue(w, q) if (q->running && moat_queue_remap(q, a->mem))
 		ret = -EFAULT;
 	return ret;
