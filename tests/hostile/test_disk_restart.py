@@ -14,19 +14,23 @@ import pytest
 import vhost_user as vu
 from guard import Blk
 from guest import OFFERABLE, Vmm
+from packed_ring import START
 from split_ring import WRITE
-from vhost_user import Protocol, Request, mask
+from vhost_user import Feature, Protocol, Request, mask
 
 BLOCK, BLOCKS, NUM = 4096, 512, 64
 IN, OUT = 0, 1
 INFLIGHT = struct.Struct("=QQHHI")
+PACKED = mask(Feature.RING_PACKED)
+BOTH = pytest.mark.parametrize("ring", [0, PACKED], ids=["split", "packed"])
 
 
 class Driver:
     """Keeps up to NUM/4 requests in flight, over any number of backends, one
     at most for each block; an oracle knows what each block has to hold."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, ring=0):
+        self.ring = ring
         self.rng = random.Random(seed)
         self.oracle = {}
         self.flying = {}    # head -> (kind, block, data, slot)
@@ -35,7 +39,7 @@ class Driver:
         self.slots = list(range(NUM // 4))
 
     def connect(self, path):
-        fresh = Vmm.connect(path, features=OFFERABLE | 0xffffff,
+        fresh = Vmm.connect(path, features=OFFERABLE | 0xffffff | self.ring,
                             ram=self.vmm.ram if self.vmm else None)
         fresh.negotiate()
         assert fresh.offered_protocol & mask(Protocol.INFLIGHT_SHMFD)
@@ -53,8 +57,10 @@ class Driver:
             fresh.queues = [queue]
             self.vmm.queues = []
             self.vmm.close()
-            # What QEMU says of a backend that is gone: the used index.
-            queue.base = queue.ring.used_idx
+            # What QEMU says of a backend that is gone: the used index; where
+            # there is none, what it said at first.
+            queue.base = (START | START << 16 if self.ring
+                          else queue.ring.used_idx)
         else:
             queue = fresh.add_queue(num=NUM)
             self.buffers = [(fresh.ram.alloc(16), fresh.ram.alloc(BLOCK, 512),
@@ -75,7 +81,8 @@ class Driver:
         self.records, = msg.fds
         size, offset, queues, num, _ = INFLIGHT.unpack(msg.payload)
         assert (offset, queues, num) == (0, 1, NUM)
-        assert os.fstat(self.records).st_size >= size >= 16 + 16 * NUM
+        assert os.fstat(self.records).st_size >= size >= \
+            (32 + 32 * NUM if self.ring else 16 + 16 * NUM)
 
     def post(self):
         slot = self.slots.pop()
@@ -115,15 +122,16 @@ class Driver:
             self.reap(1)
 
 
+@BOTH
 @pytest.mark.parametrize("options", [
     ["--engine=uring"], ["--engine=sync"], ["--engine=uring", "--cache=none"]],
     ids="-".join)
 def test_no_acknowledged_write_is_lost_when_it_is_killed(
-        keep, folder, plain, options):
+        keep, folder, plain, options, ring):
     image = f"{folder}/disk"
     with open(image, "wb") as f:
         f.truncate(BLOCK * BLOCKS)
-    driver = Driver(1)
+    driver = Driver(1, ring)
     again = 0
     for life in range(12):
         blk = keep(Blk(plain, folder, image, *options))
@@ -153,27 +161,62 @@ def test_no_acknowledged_write_is_lost_when_it_is_killed(
     os.close(driver.records)
 
 
-def test_records_that_name_nonsense_are_refused(keep, folder, plain):
+# (offset, value) of what a record may not say.
+NONSENSE = {
+    "version": (0, 8, 7), "split_size": (0, 10, 32), "batch": (0, 12, 0xffff),
+    "packed_size": (PACKED, 10, 32), "packed_used": (PACKED, 18, NUM),
+    "packed_nothing_free": (PACKED, 14, 0xffff),
+    "packed_loop": (PACKED, 32 + 2, 0),
+}
+
+
+@pytest.mark.parametrize("ring,at,value", NONSENSE.values(), ids=NONSENSE)
+def test_records_that_name_nonsense_are_refused(keep, folder, sanitized, ring,
+                                                at, value):
     """The front-end's memory is checked before it is believed."""
     image = f"{folder}/disk"
     with open(image, "wb") as f:
         f.truncate(BLOCK * BLOCKS)
-    blk = keep(Blk(plain, folder, image))
-    for at, value, text in ((8, 7, "records"), (10, 32, "records"),
-                            (12, 0xffff, "records")):
-        os.truncate(image, 0)   # as its oracle believes
-        os.truncate(image, BLOCK * BLOCKS)
-        driver = Driver(2)
-        driver.connect(blk.path)
-        driver.work(10)
-        driver.reap(len(driver.flying))
-        assert driver.queue.stop() == driver.queue.ring.used_idx
-        mark = len(blk.lines)
+    driver = Driver(2, ring)
+    blk = keep(Blk(sanitized, folder, image))
+    driver.connect(blk.path)
+    driver.work(10)
+    driver.reap(len(driver.flying))
+    # A connection that breaks off leaves the record as it is.
+    queue, = driver.vmm.queues
+    os.pwrite(driver.records, struct.pack("=H", value), at)
+    if not ring:
         # The used index differs too, so that the last batch is looked at.
-        os.pwrite(driver.records, struct.pack("=H", value), at)
         os.pwrite(driver.records, struct.pack(
-            "=H", (driver.queue.ring.used_idx - 3) & 0xffff), 14)
-        assert driver.vmm.fe.set_vring_kick(0, driver.queue.kick_fd) != 0
-        blk.wait_line(text, mark)
-        driver.vmm.close()
-        os.close(driver.records)
+            "=H", (queue.ring.used_idx - 3) & 0xffff), 14)
+    mark = len(blk.lines)
+    driver.vmm.fe.close()
+    with pytest.raises(AssertionError, match="refused"):
+        driver.connect(blk.path)
+    blk.wait_line("queue 0: its in-flight records do not fit", mark)
+    driver.vmm.close()
+    os.close(driver.records)
+
+
+@BOTH
+def test_a_queue_that_was_stopped_begins_anew_where_the_driver_says(
+        keep, folder, sanitized, ring):
+    """What a reset queue's record says is of a ring that is no more."""
+    image = f"{folder}/disk"
+    with open(image, "wb") as f:
+        f.truncate(BLOCK * BLOCKS)
+    driver = Driver(3, ring)
+    blk = keep(Blk(sanitized, folder, image))
+    driver.connect(blk.path)
+    for _ in range(3):
+        driver.work(30)
+        driver.reap(len(driver.flying))
+        queue, = driver.vmm.queues
+        queue.stop()
+        queue.make_ring(START | START << 16 if ring else 0)
+        queue.start()
+    driver.work(30)
+    driver.reap(len(driver.flying))
+    driver.vmm.ram.check()
+    driver.vmm.close()
+    os.close(driver.records)
