@@ -205,6 +205,7 @@ struct moat_device_config {
 	uint64_t capabilities;	/* 1 << CAP_...: that it keeps if it has them */
 	uint32_t files;		/* descriptors that it needs */
 	uint64_t heap;		/* bytes that it allocates */
+	bool no_landlock;	/* it opens files by their handles */
 	/* set by moat_device_argp(), from the command line */
 	const char *socket_path;
 	int fd; /* a connection, or -1 */

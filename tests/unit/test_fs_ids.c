@@ -220,7 +220,7 @@ static int make(struct scene *s, uint32_t uid, uint32_t gid, uint32_t umask,
 		mode_t mode, struct stat *st)
 {
 	char path[64];
-	int ret, fd;
+	int ret, fd = -1;
 
 	snprintf(path, sizeof(path), "%s/file", s->dir);
 	s->req.in.uid = uid;

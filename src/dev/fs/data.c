@@ -117,8 +117,11 @@ static int show(struct fs *fs, struct fs_node *node, int ret)
 	if (!__atomic_load_n(&node->ranges, __ATOMIC_RELAXED))
 		return ret;
 	fs_dax_sync(fs, node);
-	if (fs_node_stat(fs, node, &sx))
+	if (fs_node_pin(fs, node))
 		return ret ? ret : -EIO;
+	if (fs_node_stat(fs, node, &sx) && !ret)
+		ret = -EIO;
+	fs_node_unpin(fs, node);
 	return ret;
 }
 

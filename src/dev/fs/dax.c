@@ -173,7 +173,13 @@ static int later(int ret)
 
 static int open_range(struct fs *fs, const struct range *r)
 {
-	return fs_node_open(fs, r->node, r->writable ? O_RDWR : O_RDONLY);
+	int fd = fs_node_pin(fs, r->node);
+
+	if (fd)
+		return fd;
+	fd = fs_node_open(fs, r->node, r->writable ? O_RDWR : O_RDONLY);
+	fs_node_unpin(fs, r->node);
+	return fd;
 }
 
 static int map_piece(struct fs_dax *d, const struct piece *p, int fd,
@@ -280,35 +286,35 @@ static int uncover(struct fs_dax *d, struct range *r)
 
 /* ---- ranges ---- */
 
-static uint64_t size_of(const struct fs_node *node)
+static int stat_range(struct fs *fs, const struct range *r, struct statx *sx)
 {
-	struct statx sx;
+	int ret = fs_node_pin(fs, r->node);
 
-	return fs_statx(node->fd, &sx) ? 0 : sx.stx_size;
-}
-
-/* A program that is only read stays one that the host can run. */
-static bool may_write(const struct fs *fs, const struct fs_node *node)
-{
-	struct statx sx;
-
-	return !fs->opt->read_only && !fs_statx(node->fd, &sx) &&
-	       !(sx.stx_mode & 0111);
+	if (ret)
+		return ret;
+	ret = fs_statx(r->node->fd, sx);
+	fs_node_unpin(fs, r->node);
+	return ret;
 }
 
 /* Maps it, and notes it: there is room. Takes over the hold on its node. */
 static int begin(struct fs_dax *d, struct range *r)
 {
-	int ret;
+	bool asked = r->writable;
+	struct statx sx;
+	int ret = stat_range(d->fs, r, &sx), fd;
 
-	if (!r->writable && may_write(d->fs, r->node)) {
-		int fd = fs_node_open(d->fs, r->node, O_RDWR);
-
+	if (ret)
+		return ret;
+	/* A program that is only read stays one that the host can run. */
+	r->writable |= !d->fs->opt->read_only && !(sx.stx_mode & 0111);
+	if (r->writable && !asked) {
+		fd = open_range(d->fs, r);
 		r->writable = fd >= 0;
 		if (fd >= 0)
 			close(fd);
 	}
-	ret = cover(d, r, size_of(r->node));
+	ret = cover(d, r, sx.stx_size);
 	if (ret) {
 		uncover(d, r);
 		return ret;
@@ -334,7 +340,7 @@ static int restore(struct fs_dax *d, const struct range *was, uint64_t from,
 	ret = begin(d, &r);
 	if (!ret)
 		return 0;
-	fs_node_put(d->fs, r.node);
+	fs_node_drop(d->fs, r.node);
 	moat_device_log(d->fs->log, MOAT_DEVICE_ERROR,
 			"window: %llu bytes at %llu were to stay mapped and "
 			"can not be: %s; the guest will have to map them again",
@@ -362,7 +368,7 @@ static int cut_out(struct fs_dax *d, uint64_t at, uint64_t len)
 		ret = restore(d, &was, was.at, at);
 		if (!ret)
 			ret = restore(d, &was, at + len, was.at + was.len);
-		fs_node_put(d->fs, was.node);
+		fs_node_drop(d->fs, was.node);
 	}
 	return ret;
 }
@@ -420,24 +426,23 @@ static bool in_window(const struct fs *fs, uint64_t at, uint64_t len)
 
 static int set_up(struct fs_dax *d, struct range *r)
 {
-	struct range *have;
+	struct range *have = find_same(d, r);
+	struct statx sx;
 	int ret;
 
-	pthread_mutex_lock(&d->lock);
-	have = find_same(d, r);
 	if (have) {
-		ret = cover(d, have, size_of(r->node));
-		fs_node_put(d->fs, r->node);
-	} else {
-		ret = cut_out(d, r->at, r->len);
-		if (!ret)
-			ret = room_for_ranges(d, 1);
-		if (!ret)
-			ret = begin(d, r);
-		if (ret)
-			fs_node_put(d->fs, r->node);
+		ret = stat_range(d->fs, r, &sx);
+		return ret ? ret : cover(d, have, sx.stx_size);
 	}
-	pthread_mutex_unlock(&d->lock);
+	ret = cut_out(d, r->at, r->len);
+	if (!ret)
+		ret = room_for_ranges(d, 1);
+	if (ret)
+		return ret;
+	fs_node_hold(r->node);
+	ret = begin(d, r);
+	if (ret)
+		fs_node_drop(d->fs, r->node);
 	return ret;
 }
 
@@ -446,12 +451,14 @@ int fs_op_setupmapping(struct fs_req *r)
 	const struct fuse_setupmapping_in *in = fs_req_args(r);
 	uint64_t known =
 		FUSE_SETUPMAPPING_FLAG_READ | FUSE_SETUPMAPPING_FLAG_WRITE;
+	struct fs_dax *d = r->fs->dax;
 	struct range range = {
 		.at = in->moffset,
 		.len = in->len,
 		.offset = in->foffset,
 		.writable = in->flags & FUSE_SETUPMAPPING_FLAG_WRITE,
 	};
+	int ret = -EINVAL;
 
 	if (!r->fs->opt->dax_window)
 		return -ENOSYS;
@@ -465,11 +472,13 @@ int fs_op_setupmapping(struct fs_req *r)
 	range.node = fs_node_get(r->fs, r->in.nodeid);
 	if (!range.node)
 		return -ESTALE;
-	if (range.node->type != S_IFREG) {
-		fs_node_put(r->fs, range.node);
-		return -EINVAL;
+	if (range.node->type == S_IFREG) {
+		pthread_mutex_lock(&d->lock);
+		ret = set_up(d, &range);
+		pthread_mutex_unlock(&d->lock);
 	}
-	return set_up(r->fs->dax, &range);
+	fs_node_put(r->fs, range.node);
+	return ret;
 }
 
 int fs_op_removemapping(struct fs_req *r)
@@ -584,7 +593,7 @@ static void forget(struct fs *fs, bool unmap)
 			drop_tail(d, was.node, p->tail);
 			remove_piece(d, i);
 		}
-		fs_node_put(fs, was.node);
+		fs_node_drop(fs, was.node);
 	}
 	pthread_mutex_unlock(&d->lock);
 }

@@ -124,11 +124,15 @@ static int read_dir(struct fs_req *r, bool plus)
 		return -EBADF;
 	size = in.size < room ? in.size : room;
 	at = in.offset;
-	ret = h->node->type == S_IFDIR ? 1 : -ENOTDIR;
-	pthread_mutex_lock(&h->dir_lock);
-	while (ret == 1)
-		ret = put_some(r, h, &at, size, plus);
-	pthread_mutex_unlock(&h->dir_lock);
+	ret = h->node->type == S_IFDIR ? fs_node_pin(r->fs, h->node) : -ENOTDIR;
+	if (!ret) {
+		pthread_mutex_lock(&h->dir_lock);
+		do
+			ret = put_some(r, h, &at, size, plus);
+		while (ret == 1);
+		pthread_mutex_unlock(&h->dir_lock);
+		fs_node_unpin(r->fs, h->node);
+	}
 	fs_handle_put(r->fs, h);
 	/* An answer that is full is one; an empty one would be the end. */
 	if (ret < 0 && r->out)

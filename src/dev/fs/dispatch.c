@@ -119,7 +119,7 @@ static int run(struct fs_req *r)
 		return -ENOSYS;
 	if (!r->op->before_init &&
 	    !__atomic_load_n(&r->fs->inited, __ATOMIC_ACQUIRE))
-		return -ENOTCONN;
+		fs_assume_session(r->fs);
 	if (r->op->changes && r->fs->opt->read_only)
 		return -EROFS;
 	if (r->op->blocks && !fs_may_block(r))

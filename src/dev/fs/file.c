@@ -130,7 +130,7 @@ static int reply_created(struct fs_req *r, struct fs_node *dir, int fd,
 	ret = reply_open(r, node, fd, flags);
 	if (ret)
 		fs_node_forget(r->fs, out.nodeid, 1);
-	fs_node_put(r->fs, node);
+	fs_node_drop(r->fs, node);
 	return ret;
 }
 

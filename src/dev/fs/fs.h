@@ -90,6 +90,8 @@ struct fs_statx_out {
 
 enum fs_cache { FS_CACHE_AUTO, FS_CACHE_ALWAYS, FS_CACHE_NEVER, FS_CACHE_META };
 
+enum fs_handles { FS_HANDLES_NEVER, FS_HANDLES_PREFER, FS_HANDLES_MANDATORY };
+
 /** struct fs_id_map - one rule of --translate-uid or --translate-gid */
 struct fs_id_map {
 	enum {
@@ -119,8 +121,9 @@ struct fs_options {
 	enum fs_cache cache;
 	bool writeback, read_only, xattr, posix_acl, submounts;
 	bool posix_lock, flock, direct_io, readdirplus, notify;
-	uint32_t threads;		 /* of defer */
-	uint64_t files;			 /* descriptors, at most */
+	uint32_t threads; /* of defer */
+	uint64_t files;	  /* descriptors, at most */
+	enum fs_handles handles;
 	uint64_t dax_window;		 /* bytes; 0: none */
 	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
@@ -131,7 +134,9 @@ struct fs_options {
  * @slot: its place in the table, with its id
  * @lookups: how many times the guest was told of it and has not forgotten;
  *	under its bucket's lock
- * @fd: O_PATH
+ * @fd: O_PATH; of a node with a handle: -1 while no request works with it
+ * @by_handle: opens the file where it has no descriptor of its own, or NULL
+ * @pins: requests that work with it; under its bucket's lock
  * @dev, @ino, @mount: which file it is
  * @type: S_IFMT bits
  * @locks: of lock.c
@@ -144,6 +149,8 @@ struct fs_node {
 	dev_t dev;
 	int fd;
 	mode_t type;
+	struct fs_by_handle *by_handle;
+	uint32_t pins;
 	struct fs_locks *locks;
 	uint32_t ranges, tails; /* of dax.c, atomic */
 };
@@ -174,6 +181,13 @@ struct fs_handle {
 #define FS_BUCKETS (1u << 17)
 #define FS_LOCKS 256u
 
+#define FS_MOUNTS 64u
+
+struct fs_mount {
+	uint64_t id;
+	int fd;
+};
+
 /** struct fs - the file system that is shared */
 struct fs {
 	const struct fs_options *opt;
@@ -189,6 +203,10 @@ struct fs {
 	struct fs_node *root;
 	struct fs_node **buckets; /* FS_BUCKETS, by file */
 	pthread_mutex_t locks[FS_LOCKS];
+	uint64_t fd_nodes; /* nodes with a descriptor, atomic */
+	pthread_mutex_t mounts_lock;
+	struct fs_mount mounts[FS_MOUNTS];
+	uint32_t nmounts;
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
@@ -350,11 +368,21 @@ void fs_nodes_fini(struct fs *fs);
 /** fs_nodes_forget_all() - but the root */
 void fs_nodes_forget_all(struct fs *fs);
 
-/** fs_node_get() - by id, held; NULL if there is none */
+/**
+ * fs_node_get() - by id, held and pinned: its fd can be worked with
+ *
+ * Return: NULL if there is none, or its file is gone.
+ */
 struct fs_node *fs_node_get(struct fs *fs, uint64_t id);
-/** fs_node_hold() - one that is held already, once more */
-void fs_node_hold(struct fs_node *node);
+/** fs_node_put() - what fs_node_get() gave */
 void fs_node_put(struct fs *fs, struct fs_node *node);
+/** fs_node_pin() - one that is held, for its fd; 0 or a negative errno */
+int fs_node_pin(struct fs *fs, struct fs_node *node);
+void fs_node_unpin(struct fs *fs, struct fs_node *node);
+/** fs_node_hold() - one that is held already, once more; not its fd */
+void fs_node_hold(struct fs_node *node);
+/** fs_node_drop() - what fs_node_hold(), known() or enter() gave */
+void fs_node_drop(struct fs *fs, struct fs_node *node);
 /** fs_node_forget() - the guest forgets @n lookups of it */
 void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n);
 
@@ -389,6 +417,16 @@ int fs_node_open(struct fs *fs, const struct fs_node *node, int flags);
 
 /** fs_fd_name() - "17", in @buf: a path, in the thread's working directory */
 const char *fs_fd_name(int fd, char buf[16]);
+
+/* ---- byhandle ---- */
+
+/** fs_by_handle_wanted() - is the next node to do without a descriptor? */
+bool fs_by_handle_wanted(struct fs *fs);
+/** fs_by_handle_new() - of the file at @fd; NULL if it can not be had */
+struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
+				      const struct statx *sx);
+/** fs_by_handle_open() - an O_PATH fd, or a negative errno */
+int fs_by_handle_open(struct fs_by_handle *by);
 
 /* ---- handle ---- */
 
@@ -499,7 +537,8 @@ void fs_locks_drop(struct fs_node *node);
 /** fs_lock_interrupt() - a request that waits for a lock gives up; if it does
  */
 void fs_lock_interrupt(struct fs *fs, uint64_t unique);
-/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues are to stop
+/** fs_lock_hurry() - with EAGAIN, all that wait for locks give up: their queues
+ * are to stop
  */
 void fs_lock_hurry(struct fs *fs);
 
@@ -522,6 +561,12 @@ void fs_dax_reset(struct fs *fs);
 
 /* ---- handlers ---- */
 
+/**
+ * fs_assume_session() - a guest goes on that has mounted before this process
+ *
+ * Its files are unknown here (ESTALE) until it looks them up again.
+ */
+void fs_assume_session(struct fs *fs);
 /** fs_end_session() - the guest holds nothing any more */
 void fs_end_session(struct fs *fs);
 

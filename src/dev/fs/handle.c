@@ -41,7 +41,7 @@ void fs_handle_put(struct fs *fs, struct fs_handle *h)
 		return;
 	pthread_mutex_destroy(&h->dir_lock);
 	close(h->fd);
-	fs_node_put(fs, h->node);
+	fs_node_drop(fs, h->node);
 	fs_table_free(&fs->handles, &h->slot);
 }
 

@@ -260,9 +260,11 @@ static int get_ask(struct fs_req *r, struct fs_ask *a, struct fs_node **node)
 	*a = (struct fs_ask){ in->owner, in->lk.start, in->lk.end, in->lk.type,
 			      flock };
 	*node = h->node;
-	fs_node_hold(*node);
+	ret = fs_node_pin(r->fs, h->node);
+	if (!ret)
+		fs_node_hold(h->node);
 	fs_handle_put(r->fs, h);
-	return 0;
+	return ret;
 }
 
 static int set_lock(struct fs_req *r, bool may_wait)

@@ -55,7 +55,8 @@ int fs_lock_wait(struct fs_req *r, struct fs_node *node, const struct fs_ask *a)
 	struct fs_lockers *w = r->fs->lockers;
 	struct fs_waiter *p = malloc(sizeof(*p));
 
-	if (!p) {
+	if (!p || fs_node_pin(r->fs, node)) {
+		free(p);
 		fs_lock_leave(node, a->owner, a->flock);
 		return -ENOLCK;
 	}

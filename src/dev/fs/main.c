@@ -104,9 +104,12 @@ static int entered(void *dev, int root_fd, int proc_fd)
 	return ret;
 }
 
-/* Beside the harness's: what the handlers do. */
+/* Beside the harness's: what the handlers do; first, with file handles only. */
+#define HANDLE_CALLS 2
 /* clang-format off: one a line would be two pages */
 static const char *const syscalls[] = {
+	"name_to_handle_at",
+	"open_by_handle_at", /* HANDLE_CALLS */
 	"openat2",
 	"openat",
 	"open",
@@ -173,8 +176,6 @@ static const char *const syscalls[] = {
 	"prctl",
 	"rseq",
 	"set_robust_list",
-	"mprotect",
-	"mmap",
 	NULL,
 };
 /* clang-format on */
@@ -213,7 +214,7 @@ int main(int argc, char **argv)
 		.config = {
 			.ops = &ops,
 			.name = "moat-fs",
-			.syscalls = syscalls,
+			.syscalls = syscalls + HANDLE_CALLS,
 			.max_queues = FS_QUEUES_MAX + HIPRIO,
 			.capabilities = CAPABILITIES,
 		},
@@ -238,6 +239,12 @@ int main(int argc, char **argv)
 	}
 	fs.log = a.config.log;
 	raise_files(&a.fs);
+	if (a.fs.handles != FS_HANDLES_NEVER) {
+		/* Landlock knows no path of a file that was opened so. */
+		a.config.capabilities |= CAP(DAC_READ_SEARCH);
+		a.config.no_landlock = true;
+		a.config.syscalls = syscalls;
+	}
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
 	if (!a.config.threads || a.config.threads > a.config.num_queues)

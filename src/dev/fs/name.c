@@ -100,7 +100,7 @@ int fs_lookup(struct fs *fs, struct fs_node *dir, const char *name,
 		fs_node_forget(fs, fs_slot_id(&node->slot), 1);
 	else
 		fill_entry(fs, dir, node, &sx, out);
-	fs_node_put(fs, node);
+	fs_node_drop(fs, node);
 	return ret;
 }
 

@@ -107,7 +107,11 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 			say_full(fs);
 			return -ENFILE;
 		}
-		n->fd = fd;
+		n->by_handle = fs_by_handle_wanted(fs)
+				       ? fs_by_handle_new(fs, fd, sx)
+				       : NULL;
+		n->pins = 0;
+		n->fd = n->by_handle ? -1 : fd;
 		n->ino = sx->stx_ino;
 		n->dev = dev_of(sx);
 		n->mount = sx->stx_mnt_id;
@@ -117,9 +121,12 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->lookups = 1;
 		n->next = *b.first;
 		*b.first = n;
+		if (!n->by_handle) {
+			__atomic_fetch_add(&fs->fd_nodes, 1, __ATOMIC_RELAXED);
+			fd = -1;
+		}
 		fs_table_publish(&n->slot);
 		fs_table_hold(&n->slot);
-		fd = -1;
 	}
 	pthread_mutex_unlock(b.lock);
 	if (fd >= 0)
@@ -128,9 +135,58 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 	return 0;
 }
 
+int fs_node_pin(struct fs *fs, struct fs_node *node)
+{
+	struct bucket b;
+	int ret = 0;
+
+	if (!node->by_handle)
+		return 0;
+	b = bucket_of(fs, node->ino, node->dev);
+	pthread_mutex_lock(b.lock);
+	if (node->fd < 0) {
+		ret = fs_by_handle_open(node->by_handle);
+		if (ret >= 0)
+			node->fd = ret;
+	}
+	if (ret >= 0)
+		node->pins++;
+	pthread_mutex_unlock(b.lock);
+	return ret < 0 ? ret : 0;
+}
+
+void fs_node_unpin(struct fs *fs, struct fs_node *node)
+{
+	struct bucket b;
+	int fd = -1;
+
+	if (!node->by_handle)
+		return;
+	b = bucket_of(fs, node->ino, node->dev);
+	pthread_mutex_lock(b.lock);
+	if (!--node->pins) {
+		fd = node->fd;
+		node->fd = -1;
+	}
+	pthread_mutex_unlock(b.lock);
+	if (fd >= 0)
+		close(fd);
+}
+
 struct fs_node *fs_node_get(struct fs *fs, uint64_t id)
 {
-	return fs_table_get(&fs->nodes, id);
+	struct fs_node *node = fs_table_get(&fs->nodes, id);
+
+	if (!node || !fs_node_pin(fs, node))
+		return node;
+	fs_node_drop(fs, node);
+	return NULL;
+}
+
+void fs_node_put(struct fs *fs, struct fs_node *node)
+{
+	fs_node_unpin(fs, node);
+	fs_node_drop(fs, node);
 }
 
 void fs_node_hold(struct fs_node *node)
@@ -138,12 +194,17 @@ void fs_node_hold(struct fs_node *node)
 	fs_table_hold(&node->slot);
 }
 
-void fs_node_put(struct fs *fs, struct fs_node *node)
+void fs_node_drop(struct fs *fs, struct fs_node *node)
 {
 	if (!fs_table_put(&node->slot))
 		return;
 	fs_locks_free(node->locks);
-	close(node->fd);
+	if (node->by_handle) {
+		free(node->by_handle);
+	} else {
+		close(node->fd);
+		__atomic_fetch_sub(&fs->fd_nodes, 1, __ATOMIC_RELAXED);
+	}
 	fs_table_free(&fs->nodes, &node->slot);
 }
 
@@ -159,7 +220,7 @@ static void leave(struct bucket b, struct fs_node *node)
 
 void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n)
 {
-	struct fs_node *node = fs_node_get(fs, id);
+	struct fs_node *node = fs_table_get(&fs->nodes, id);
 	struct bucket b;
 	bool gone = false;
 
@@ -176,8 +237,8 @@ void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n)
 		leave(b, node);
 	pthread_mutex_unlock(b.lock);
 	if (gone)
-		fs_node_put(fs, node);
-	fs_node_put(fs, node);
+		fs_node_drop(fs, node);
+	fs_node_drop(fs, node);
 }
 
 /* One that the guest knows, but the root; it knows it no more. */
@@ -223,6 +284,7 @@ int fs_nodes_init(struct fs *fs)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < FS_LOCKS; i++)
 		pthread_mutex_init(&fs->locks[i], NULL);
+	pthread_mutex_init(&fs->mounts_lock, NULL);
 	ret = fs_statx(fs->root_fd, &sx);
 	if (!ret)
 		ret = fs_node_enter(fs, fs->root_fd, &sx, &fs->root);

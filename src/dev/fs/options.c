@@ -93,7 +93,11 @@ static const struct argp_option options[] = {
 	  "descriptors, one for each file that the guest knows (1000000, or "
 	  "the hard limit)",
 	  0 },
-	{ "inode-file-handles", OPT_HANDLES, "never", OPTION_HIDDEN, "", 0 },
+	{ "inode-file-handles", OPT_HANDLES, "WHEN", 0,
+	  "never (default): each file that the guest knows is a descriptor; "
+	  "prefer: when half of them are used, file handles take their place; "
+	  "mandatory: always. Needs CAP_DAC_READ_SEARCH, and no Landlock",
+	  0 },
 	{ 0 },
 };
 
@@ -135,6 +139,24 @@ static void parse_cache(const char *arg, struct fs_options *o,
 			return;
 		}
 	argp_error(state, "--cache=%s: auto, always, never or metadata", arg);
+}
+
+static void parse_handles(const char *arg, struct fs_options *o,
+			  struct argp_state *state)
+{
+	static const char *const words[] = {
+		[FS_HANDLES_NEVER] = "never",
+		[FS_HANDLES_PREFER] = "prefer",
+		[FS_HANDLES_MANDATORY] = "mandatory",
+	};
+
+	for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
+		if (!strcmp(arg, words[i])) {
+			o->handles = (enum fs_handles)i;
+			return;
+		}
+	argp_error(state, "--inode-file-handles=%s: never, prefer or mandatory",
+		   arg);
 }
 
 static void parse_ids(const char *arg, struct fs_id_map *maps, uint32_t *n,
@@ -218,11 +240,7 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 				       "dax-window", true, state);
 		break;
 	case OPT_HANDLES:
-		if (strcmp(arg, "never"))
-			argp_error(state,
-				   "--inode-file-handles=%s: files are "
-				   "kept open here: never",
-				   arg);
+		parse_handles(arg, o, state);
 		break;
 	default:
 		return ARGP_ERR_UNKNOWN;

@@ -105,6 +105,18 @@ int fs_op_init(struct fs_req *r)
 	return answer(r, in, flags);
 }
 
+/* As a Linux of today would have agreed. */
+void fs_assume_session(struct fs *fs)
+{
+	fs->minor = MINOR;
+	__atomic_store_n(&fs->flags, wanted(fs), __ATOMIC_RELAXED);
+	if (!__atomic_exchange_n(&fs->inited, true, __ATOMIC_ACQ_REL))
+		moat_device_log(fs->log, MOAT_DEVICE_WARNING,
+				"requests without INIT, as of a guest that has "
+				"mounted before this process: it goes on, with "
+				"ESTALE for what it had open");
+}
+
 void fs_end_session(struct fs *fs)
 {
 	__atomic_store_n(&fs->inited, false, __ATOMIC_RELEASE);
