@@ -20,6 +20,8 @@ from procs import DEADLINE, Process, build_dir
 TAG = "moat"
 FILES = 1000            # in the folder "files"
 PAGE = 4096
+MADE = 8000             # files that one run makes, at most: few enough for daemons
+                        # that have a descriptor for each
 FILLER = b"\x5a"        # fills a block behind its number; see fswork.h
 
 
@@ -127,6 +129,8 @@ class Load:
         argv = [f"--work={self.work}", f"--size={self.size}",
                 f"--depth={self.depth}", f"--queues={queues}",
                 f"--files={FILES}"]
+        if self.work in ("create", "unlink"):
+            argv.append(f"--count={MADE}")
         return argv + ["--random"] * self.scattered + ["--forget"] * self.forget
 
 

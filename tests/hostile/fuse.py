@@ -376,7 +376,11 @@ class Fs:
                                                           b"\0"))))
 
     def destroy(self):
-        return self.call(Op.DESTROY)
+        """Its reply, if any, says nothing."""
+        ticket = self.start(Op.DESTROY)
+        reply = self.wait(ticket)
+        if reply.used:
+            reply.check(ticket.unique)
 
     def lookup(self, parent, what):
         return Entry.parse(self.call(Op.LOOKUP, parent, name(what)))

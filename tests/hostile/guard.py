@@ -179,3 +179,17 @@ class Blk(Guard):
         sandbox = [o for o in build.options if o == "--sandbox=none"]
         self._start(build, [*under, program, f"--socket-path={self.path}",
                             f"--blk-file={image}", *sandbox, *options])
+
+
+class MoatFs(Guard):
+    """moat-fs on a folder, listening at @folder/f."""
+
+    def __init__(self, build, folder, shared, *options, name="f", under=(),
+                 pass_fds=()):
+        """@under: the command that starts it."""
+        self.path = f"{folder}/{name}"
+        program = build.program.replace("src/cmd/moat", "src/dev/fs/moat-fs")
+        sandbox = [o for o in build.options if o == "--sandbox=none"]
+        self._start(build, [*under, program, f"--socket-path={self.path}",
+                            f"--shared-dir={shared}", "--tag=moat", *sandbox,
+                            *options], pass_fds)

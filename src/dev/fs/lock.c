@@ -246,6 +246,7 @@ static int get_ask(struct fs_req *r, struct fs_ask *a, struct fs_node **node)
 	const struct fuse_lk_in *in = fs_req_args(r);
 	bool flock = in->lk_flags & FUSE_LK_FLOCK;
 	struct fs_handle *h;
+	int ret;
 
 	if (!(r->fs->flags & (flock ? FUSE_FLOCK_LOCKS : FUSE_POSIX_LOCKS)))
 		return -ENOSYS;
