@@ -9,7 +9,8 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 
-#define LOOKS 32u /* before others may have the processor */
+#define WAIT_NS 250000000u /* for an answer, between looks at the workers */
+#define LOOKS 32u	   /* before others may have the processor */
 
 /* The worker's queues are each nworkers-th of the device's. */
 #define for_each_queue(w, q)                                            \
@@ -65,8 +66,17 @@ int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 	pthread_mutex_lock(&w->lock);
 	__atomic_store_n(&w->command, &c, __ATOMIC_RELEASE);
 	moat_eventfd_signal(w->wake.fd);
-	while (!c.done)
-		pthread_cond_wait(&w->answered, &w->lock);
+	while (!c.done) {
+		/* It may be asleep in a write, this one or another. */
+		uint64_t end = moat_now_ns() + WAIT_NS;
+		struct timespec ts = {
+			.tv_sec = (time_t)(end / MOAT_NS_PER_SEC),
+			.tv_nsec = (long)(end % MOAT_NS_PER_SEC),
+		};
+
+		moat_workers_watch(w->device);
+		pthread_cond_timedwait(&w->answered, &w->lock, &ts);
+	}
 	pthread_mutex_unlock(&w->lock);
 	return c.ret;
 }
@@ -201,6 +211,7 @@ int moat_worker_start(struct moat_device *d, uint32_t index,
 		      struct moat_worker **worker)
 {
 	struct moat_worker *w = calloc(1, sizeof(*w));
+	pthread_condattr_t monotonic;
 	int ret;
 
 	if (!w)
@@ -212,7 +223,10 @@ int moat_worker_start(struct moat_device *d, uint32_t index,
 	w->wake = (struct moat_source){ eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
 					on_event, w };
 	pthread_mutex_init(&w->lock, NULL);
-	pthread_cond_init(&w->answered, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&w->answered, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 	moat_window_init(&w->window, d->config->poll_us);
 	moat_memmap_init(&w->map, w->regions, MOAT_VU_MEMORY_MAX);
 	for_each_queue(w, q)
