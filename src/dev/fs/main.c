@@ -234,6 +234,7 @@ int main(int argc, char **argv)
 		return 1;
 	ret = fs_options_parse(&a, argc, argv);
 	if (ret || a.config.print_capabilities) {
+		fs_compat_free(&a.compat);
 		free(a.config.log);
 		return ret;
 	}
@@ -247,8 +248,6 @@ int main(int argc, char **argv)
 	}
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
-	if (!a.config.threads || a.config.threads > a.config.num_queues)
-		a.config.threads = a.config.num_queues;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
 	ret = moat_device_serve(&a.config);
 	fs_defer_stop(&fs);
@@ -257,6 +256,7 @@ int main(int argc, char **argv)
 	fs_nodes_fini(&fs);
 	fs_table_fini(&fs.handles);
 	fs_xattrmap_free(a.fs.xattr_rules);
+	fs_compat_free(&a.compat);
 	free(a.config.log);
 	return ret;
 }

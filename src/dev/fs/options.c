@@ -335,8 +335,8 @@ int fs_options_parse(struct fs_args *a, int argc, char **argv)
 	a->fs.submounts = a->fs.readdirplus = true;
 	a->fs.threads = THREADS_DEFAULT;
 	a->fs.files = FILES_DEFAULT;
-	argv = fs_compat_args(&argc, argv);
-	if (!argv || argp_parse(&argp, argc, argv, 0, NULL, a))
+	if (fs_compat_args(&a->compat, argc, argv) ||
+	    argp_parse(&argp, a->compat.argc, a->compat.argv, 0, NULL, a))
 		return 2;
 	if (a->config.print_capabilities)
 		print_capabilities();

@@ -212,7 +212,8 @@ static int set_up(struct service *v, const sigset_t *signals)
 static int start_workers(struct moat_device *d)
 {
 	const struct moat_device_config *c = d->config;
-	uint32_t n = c->threads;
+	uint32_t n = c->threads && c->threads < c->num_queues ? c->threads
+							      : c->num_queues;
 	int ret = 0;
 
 	d->queues = calloc(c->num_queues, sizeof(*d->queues));
