@@ -264,8 +264,6 @@ int main(int argc, char **argv)
 	}
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
-	if (!a.config.threads || a.config.threads > a.config.num_queues)
-		a.config.threads = a.config.num_queues;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
 	ret = moat_device_serve(&a.config);
 	fs_defer_stop(&fs);

@@ -102,8 +102,6 @@ static void check(struct moat_device_config *c, struct argp_state *state)
 				  "--fd=N is needed");
 	if (c->fd >= 0)
 		c->once = true;
-	if (!c->threads || c->threads > c->num_queues)
-		c->threads = c->num_queues;
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
