@@ -210,7 +210,7 @@ struct moat_device_config {
 	const char *socket_path;
 	int fd; /* a connection, or -1 */
 	uint32_t num_queues;
-	uint32_t threads;
+	uint32_t threads; /* 0: as many as queues */
 	uint32_t poll_us;
 	bool once;
 	bool print_capabilities;

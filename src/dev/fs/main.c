@@ -29,6 +29,7 @@
 
 /* Of the device's queues: the one that never waits. */
 #define HIPRIO 1u
+#define DESCRIPTORS_AHEAD 65536u
 
 static uint64_t features(void *dev)
 {
@@ -77,12 +78,28 @@ static bool in_memory(int fd)
 	return !fstatfs(fd, &s) && s.f_type == TMPFS_MAGIC;
 }
 
+/*
+ * The kernel makes the table of descriptors larger by stages, and where there
+ * are threads each stage stops the one that needs it for milliseconds. So it is
+ * made large before there are any.
+ */
+static void widen_descriptors(const struct fs *fs, int fd)
+{
+	uint64_t want = fs->opt->files < DESCRIPTORS_AHEAD ? fs->opt->files
+							   : DESCRIPTORS_AHEAD;
+	int last = fcntl(fd, F_DUPFD_CLOEXEC, (int)want - 1);
+
+	if (last >= 0)
+		close(last);
+}
+
 static int entered(void *dev, int root_fd, int proc_fd)
 {
 	struct fs *fs = dev;
 	uint64_t max = fs->opt->files;
 	int ret;
 
+	widen_descriptors(fs, root_fd);
 	fs->root_fd = root_fd;
 	fs->proc_fd = proc_fd;
 	fs->in_memory = in_memory(root_fd);

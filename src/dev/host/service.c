@@ -216,6 +216,9 @@ static int start_workers(struct moat_device *d)
 							      : c->num_queues;
 	int ret = 0;
 
+	/* Only now: a device may set its queues when it knows its options. */
+	if (!n || n > c->num_queues)
+		n = c->num_queues;
 	d->queues = calloc(c->num_queues, sizeof(*d->queues));
 	d->workers = calloc(n, sizeof(struct moat_worker *));
 	if (!d->queues || !d->workers)
