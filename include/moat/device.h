@@ -268,7 +268,12 @@ bool moat_shmem_usable(const struct moat_device *device);
  * answer, a few seconds at most. A front-end that stops the queues waits for us
  * meanwhile, and is not made to: then the wait ends with -EINTR. What was under
  * way then, or when time ran out, is undone as soon as the front-end answers.
- * All mappings are gone when ops->reset() is called.
+ *
+ * Once the driver's queues were stopped nobody can tell what is still mapped:
+ * a reset unmaps all, a pause of the machine nothing, and a front-end need not
+ * say which it was. Such mappings are in nobody's way here and can be unmapped,
+ * which then succeeds in either case; the front-end has the last word on what
+ * is mapped over them.
  *
  * Return: 0; -ENOTCONN: the front-end does not know SHMEM_MAP, or no queue
  *runs; -EINVAL: no such region, not whole pages of it, no fd; -EEXIST:

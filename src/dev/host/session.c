@@ -126,7 +126,6 @@ static int op_reset(void *dev)
 	struct moat_device *d = dev;
 
 	stop_all(d);
-	moat_host_shmem_forget(d, true);
 	d->status = 0;
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
@@ -535,7 +534,7 @@ void moat_session_finish(struct moat_device *d)
 	}
 	moat_vu_server_close(&d->server);
 	moat_host_shmem_channel(d, -1);
-	moat_host_shmem_forget(d, false);
+	moat_host_shmem_forget(d);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
 	if (ops_of(d)->left)
