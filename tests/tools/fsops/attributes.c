@@ -92,8 +92,8 @@ static void table_times(void)
 	t[1] = (struct timespec){ 77, 0 };
 	t[0] = (struct timespec){ 78, 0 };
 	T(utimensat(AT_FDCWD, "tl", t, AT_SYMLINK_NOFOLLOW));
-	printf("%s\n", lstat("tl", &st) || st.st_mtime != 77 ? "not set" :
-							       "set");
+	printf("%s\n",
+	       lstat("tl", &st) || st.st_mtime != 77 ? "not set" : "set");
 	T(unlink("tl"));
 	CHECK(!lstat("t", &st), "t");
 	moved("nothing", "t", &st);
@@ -322,13 +322,13 @@ static void stranger(void)
 void table_users(void)
 {
 	static const char *const files[] = {
-		"u/open/mine", "u/open/link", "u/open/fifo", "u/open/theirs",
-		"u/open/taken", "u/open/hard", "u/setgid/in",  "u/closed/in",
-		"u/public",    "u/secret",    "u/group",     "u/mine"
+		"u/open/mine",	"u/open/link", "u/open/fifo", "u/open/theirs",
+		"u/open/taken", "u/open/hard", "u/setgid/in", "u/closed/in",
+		"u/public",	"u/secret",    "u/group",     "u/mine"
 	};
 	static const char *const folders[] = { "u/open/dir", "u/setgid/dir",
-					       "u/setgid", "u/open",
-					       "u/closed", "u" };
+					       "u/setgid",   "u/open",
+					       "u/closed",   "u" };
 	pid_t child;
 
 	T(mkdir("u", 0755));

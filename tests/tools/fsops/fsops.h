@@ -51,10 +51,10 @@ static inline uint64_t rng_below(struct rng *r, uint64_t n)
 _Noreturn void fail(const char *format, ...)
 	__attribute__((format(printf, 1, 2)));
 
-#define CHECK(what, ...)                                                       \
-	do {                                                                   \
-		if (!(what))                                                   \
-			fail(__VA_ARGS__);                                     \
+#define CHECK(what, ...)                   \
+	do {                               \
+		if (!(what))               \
+			fail(__VA_ARGS__); \
 	} while (0)
 
 /** fill() - @n bytes that depend on the seed and on nothing else */
@@ -83,18 +83,18 @@ void say(const char *what, long result);
 void show(const char *path);
 
 /** T() - does something and prints what it was and how it ended */
-#define T(what)                                                                \
-	do {                                                                   \
-		errno = 0;                                                     \
-		say(#what, (long)(what));                                      \
+#define T(what)                           \
+	do {                              \
+		errno = 0;                \
+		say(#what, (long)(what)); \
 	} while (0)
 
 /** FD() - as T(), of something that returns a descriptor: it is kept */
-#define FD(var, what)                                                          \
-	do {                                                                   \
-		errno = 0;                                                     \
-		var = (what);                                                  \
-		say(#what, var < 0 ? -1 : 0);                                  \
+#define FD(var, what)                         \
+	do {                                  \
+		errno = 0;                    \
+		var = (what);                 \
+		say(#what, var < 0 ? -1 : 0); \
 	} while (0)
 
 #endif

@@ -75,7 +75,8 @@ int cmd_names(int argc, char **argv)
 		}
 		if (!strcmp(d->d_name, ".") || !strcmp(d->d_name, ".."))
 			continue;
-		CHECK(d->d_name[1] == hex[c >> 4] && d->d_name[2] == hex[c & 15],
+		CHECK(d->d_name[1] == hex[c >> 4] &&
+			      d->d_name[2] == hex[c & 15],
 		      "byte %u, read back", c);
 		n--;
 	}
@@ -137,15 +138,15 @@ int cmd_sparse(int argc, char **argv)
 
 int cmd_many(int argc, char **argv)
 {
-	unsigned long count, n;
+	unsigned long made, count, n, gone = 0;
 	uint8_t *seen;
 	char name[32];
 	int fd;
 
-	CHECK(argc == 3 && !chdir(argv[1]), "many: DIR COUNT");
-	count = strtoul(argv[2], NULL, 0);
-	CHECK(!mkdir("many", 0755) && !chdir("many"), "mkdir");
-	for (n = 0; n < count; n++) {
+	CHECK(argc == 4 && !chdir(argv[1]), "many: DIR MADE COUNT");
+	made = strtoul(argv[2], NULL, 0);
+	count = strtoul(argv[3], NULL, 0);
+	for (n = made; n < count; n++) {
 		snprintf(name, sizeof(name), "f%lu", n);
 		fd = open(name, O_CREAT | O_EXCL | O_WRONLY, 0644);
 		CHECK(fd >= 0, "create %s", name);
@@ -155,20 +156,17 @@ int cmd_many(int argc, char **argv)
 	CHECK(seen, "calloc");
 	n = count_names(".", seen, count);
 	CHECK(n == count, "%lu names of %lu", n, count);
-	/* Half of them go, one by one. */
-	for (n = 0; n < count; n += 2) {
+	for (n = 0; n < count; n += 20, gone++) {
 		snprintf(name, sizeof(name), "f%lu", n);
 		CHECK(!unlink(name), "unlink %s", name);
 	}
 	memset(seen, 0, count);
 	n = count_names(".", seen, count);
-	CHECK(n == count / 2, "%lu names of %lu are left", n, count / 2);
-	for (n = 1; n < count; n += 2) {
-		snprintf(name, sizeof(name), "f%lu", n);
-		CHECK(!unlink(name), "unlink %s", name);
-	}
+	CHECK(n == count - gone, "%lu names are left, not %lu", n,
+	      count - gone);
+	for (n = 0; n < count; n++)
+		CHECK(seen[n] == (n % 20 != 0), "f%lu", n);
 	free(seen);
-	CHECK(!chdir("..") && !rmdir("many"), "rmdir");
 	return 0;
 }
 
@@ -193,8 +191,8 @@ static int load(const char *dir, uint64_t seed)
 		    pread(fd, data, size, 0) != (ssize_t)size || close(fd) ||
 		    rename(other, name)) {
 			printf("load %llu: %s after %lu\n",
-			       (unsigned long long)seed,
-			       strerrorname_np(errno), n);
+			       (unsigned long long)seed, strerrorname_np(errno),
+			       n);
 			return 0;
 		}
 		if (n % 64 == 63)

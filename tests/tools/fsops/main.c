@@ -65,7 +65,9 @@ static const struct {
 	  cmd_tree },
 	{ "names", "DIR: names of all bytes and lengths", cmd_names },
 	{ "sparse", "DIR: a file of over 4 GiB with holes", cmd_sparse },
-	{ "many", "DIR COUNT: so many files in one folder", cmd_many },
+	{ "many",
+	  "DIR MADE COUNT: so many files in one folder that has MADE of them",
+	  cmd_many },
 	{ "load", "DIR SEED PROCESSES: works until it is killed or fails",
 	  cmd_load },
 };

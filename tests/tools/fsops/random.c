@@ -100,8 +100,9 @@ static void do_truncate(struct oracle *o)
 	size_t size = rng_below(&o->rng, LIMIT);
 
 	STEP(o, "truncate from %zu to %zu", o->size, size);
-	CHECK(!(rng_below(&o->rng, 2) || o->gone ? ftruncate(o->fd, (off_t)size) :
-					truncate(o->path, (off_t)size)),
+	CHECK(!(rng_below(&o->rng, 2) || o->gone
+			? ftruncate(o->fd, (off_t)size)
+			: truncate(o->path, (off_t)size)),
 	      "step %lu: %s", o->step, o->log);
 	resize(o, size);
 }
@@ -135,12 +136,11 @@ static void do_map(struct oracle *o)
 
 static void do_fallocate(struct oracle *o)
 {
-	static const int modes[] = {
-		0, FALLOC_FL_KEEP_SIZE,
-		FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		FALLOC_FL_ZERO_RANGE,
-		FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
-	};
+	static const int modes[] = { 0, FALLOC_FL_KEEP_SIZE,
+				     FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				     FALLOC_FL_ZERO_RANGE,
+				     FALLOC_FL_ZERO_RANGE |
+					     FALLOC_FL_KEEP_SIZE };
 	int mode = modes[rng_below(&o->rng, 5)];
 	size_t at, n;
 
@@ -197,8 +197,7 @@ static void do_seek(struct oracle *o)
 		return;
 	data = lseek(o->fd, hole, SEEK_DATA);
 	CHECK(data > hole || (data < 0 && errno == ENXIO),
-	      "step %lu: data at %lld behind a hole", o->step,
-	      (long long)data);
+	      "step %lu: data at %lld behind a hole", o->step, (long long)data);
 	for (size_t i = (size_t)hole; i < (data < 0 ? o->size : (size_t)data);
 	     i++)
 		CHECK(!o->good[i], "step %lu: a hole where data is, at %zu",
@@ -222,8 +221,9 @@ static void check_size(struct oracle *o)
 	struct stat st;
 
 	CHECK(!fstat(o->fd, &st), "step %lu: stat", o->step);
-	CHECK((size_t)st.st_size == o->size, "step %lu (%s): size %lld, not %zu",
-	      o->step, o->log, (long long)st.st_size, o->size);
+	CHECK((size_t)st.st_size == o->size,
+	      "step %lu (%s): size %lld, not %zu", o->step, o->log,
+	      (long long)st.st_size, o->size);
 }
 
 static void check_all(struct oracle *o)
@@ -245,9 +245,9 @@ static void check_all(struct oracle *o)
 int cmd_random(int argc, char **argv)
 {
 	static void (*const all[])(struct oracle *) = {
-		do_read, do_read,      do_write, do_write,  do_append, do_map,
-		do_map,	 do_fallocate, do_copy,	 do_seek,   do_truncate,
-		do_read, do_write,     do_map,	 do_reopen,
+		do_read,     do_read, do_write,	    do_write, do_append,
+		do_map,	     do_map,  do_fallocate, do_copy,  do_seek,
+		do_truncate, do_read, do_write,	    do_map,   do_reopen,
 	};
 	struct oracle o = { 0 };
 	unsigned long count;

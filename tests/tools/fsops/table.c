@@ -84,10 +84,10 @@ static void table_open(void)
 		{ "O_TMPFILE", O_TMPFILE | O_RDWR },
 		{ "O_RDONLY|O_TRUNC", O_RDONLY | O_TRUNC },
 	};
-	static const char *const files[] = { "file", "dir",  "link",
-					     "hang", "loop", "nothing",
-					     "dir/", "file/", "file/x",
-					     "nothing/x", "", "link/x" };
+	static const char *const files[] = { "file",	  "dir",   "link",
+					     "hang",	  "loop",  "nothing",
+					     "dir/",	  "file/", "file/x",
+					     "nothing/x", "",	   "link/x" };
 
 	make("file", "text");
 	mkdir("dir", 0755);

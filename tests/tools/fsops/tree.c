@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A tree under random operations, in the manner of fsstress: each is done in two
- * folders, one of which lies in a file system that is trusted.  Results have to
- * be the same, and in the end the trees.
+ * A tree under random operations, in the manner of fsstress: each is done in
+ * two folders, one of which lies in a file system that is trusted.  Results
+ * have to be the same, and in the end the trees.
  */
 #include "fsops.h"
 
@@ -141,8 +141,8 @@ static long run_op(int at, unsigned int kind, const struct op *op)
 		return fchmodat(at, op->a, op->mode | 0600, 0);
 	case 17:
 		return renameat2(at, op->a, at, op->b,
-				 op->number & 1 ? RENAME_EXCHANGE :
-						  RENAME_NOREPLACE);
+				 op->number & 1 ? RENAME_EXCHANGE
+						: RENAME_NOREPLACE);
 	case 18:
 		return mknodat(at, op->a, S_IFIFO | op->mode, 0);
 	case 19 ... 21:
@@ -209,8 +209,8 @@ static void compare(struct twins *t, const char *path)
 		const char *name = list[0][i]->d_name;
 
 		errno = 0;
-		CHECK(!strcmp(name, list[1][i]->d_name), "%s: %s, not %s",
-		      path, name, list[1][i]->d_name);
+		CHECK(!strcmp(name, list[1][i]->d_name), "%s: %s, not %s", path,
+		      name, list[1][i]->d_name);
 		if (!strcmp(name, ".") || !strcmp(name, ".."))
 			continue;
 		snprintf(op.a, sizeof(op.a), "%s/%s", path, name);
