@@ -215,6 +215,8 @@ static int ask(struct moat_session *s, uint32_t request,
 
 	if (!moat_vu_conn_room(&s->vmm_channel))
 		return -EAGAIN;
+	if (fd >= 0)
+		moat_guest_mem_show(&s->mem, fd);
 	g->answer_src = (struct moat_source){ s->vmm_channel.fd, on_answer, s };
 	ret = moat_loop_watch(s->loop, &g->answer_src, false);
 	if (!ret)
