@@ -26,7 +26,9 @@ enum {
 	OPT_SUBMOUNTS,
 	OPT_NO_SUBMOUNTS,
 	OPT_LOCK,
+	OPT_NO_LOCK,
 	OPT_FLOCK,
+	OPT_NO_FLOCK,
 	OPT_DIRECT,
 	OPT_NO_PLUS,
 	OPT_UIDS,
@@ -77,6 +79,8 @@ static const struct argp_option options[] = {
 	{ "posix-lock", OPT_LOCK, 0, 0,
 	  "the guest's fcntl() locks are seen by others on the host", 0 },
 	{ "flock", OPT_FLOCK, 0, 0, "so are those of flock()", 0 },
+	{ "no-posix-lock", OPT_NO_LOCK, 0, OPTION_HIDDEN, 0, 0 },
+	{ "no-flock", OPT_NO_FLOCK, 0, OPTION_HIDDEN, 0, 0 },
 	{ "translate-uid", OPT_UIDS, "RULE", 0,
 	  "map|guest|host|squash-guest|squash-host|forbid-guest:BASE:"
 	  "TO:COUNT, as virtiofsd has it; may be repeated",
@@ -290,6 +294,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_FLOCK:
 		o->flock = true;
 		break;
+	case OPT_NO_LOCK:
+		o->posix_lock = false;
+		break;
+	case OPT_NO_FLOCK:
+		o->flock = false;
+		break;
 	case ARGP_KEY_END:
 		check(a, state);
 		break;
@@ -302,7 +312,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 /* The vhost-user specification, "Backend program conventions". */
 static void print_capabilities(void)
 {
-	puts("{\n  \"type\": \"fs\",\n  \"features\": []\n}");
+	puts("{\n  \"type\": \"fs\",\n"
+	     "  \"features\": [ \"separate-options\" ]\n}");
 }
 
 int fs_options_parse(struct fs_args *a, int argc, char **argv)
@@ -324,7 +335,8 @@ int fs_options_parse(struct fs_args *a, int argc, char **argv)
 	a->fs.submounts = a->fs.readdirplus = true;
 	a->fs.threads = THREADS_DEFAULT;
 	a->fs.files = FILES_DEFAULT;
-	if (argp_parse(&argp, argc, argv, 0, NULL, a))
+	argv = fs_compat_args(&argc, argv);
+	if (!argv || argp_parse(&argp, argc, argv, 0, NULL, a))
 		return 2;
 	if (a->config.print_capabilities)
 		print_capabilities();

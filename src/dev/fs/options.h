@@ -21,4 +21,13 @@ struct fs_args {
  */
 int fs_options_parse(struct fs_args *args, int argc, char **argv);
 
+/**
+ * fs_compat_args() - the command line, with what is virtiofsd's older way in
+ * ours
+ *
+ * Return: another @argv, whose parts are never freed, with *@argc set; NULL
+ * without memory.
+ */
+char **fs_compat_args(int *argc, char **argv);
+
 #endif

@@ -494,7 +494,7 @@ static void on_message(void *arg, uint32_t events)
 	tell_config(d);
 }
 
-static void on_broken(void *arg, uint32_t events)
+static void on_wake(void *arg, uint32_t events)
 {
 	(void)events;
 	see_broken(arg);
@@ -509,8 +509,8 @@ int moat_session_begin(struct moat_device *d, int fd)
 	moat_vu_memory_init(&d->mem, d->log);
 	moat_inflight_init(&d->inflight);
 	d->server_src = (struct moat_source){ fd, on_message, d };
-	d->broken_src.ready = on_broken;
-	d->broken_src.arg = d;
+	d->wake_src.ready = on_wake;
+	d->wake_src.arg = d;
 	return moat_loop_watch(&d->loop, &d->server_src, false);
 }
 
