@@ -3,6 +3,7 @@
  * The process: socket, sandbox, workers, VMM after VMM, signals.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -303,6 +304,11 @@ int moat_device_serve(const struct moat_device_config *c)
 	v->device.log = c->log;
 	v->listen_fd = v->vmm_fd = v->signal_src.fd = -1;
 	v->device.loop.epfd = v->device.wake_src.fd = -1;
+	/*
+	 * With arenas of their own, threads that free much look into /proc,
+	 * which the system call filter kills for.
+	 */
+	mallopt(M_ARENA_MAX, 1);
 	block_signals(&signals);
 	ret = listen_for_vmm(v) ? 1 : 0;
 	if (!ret && c->sandbox == MOAT_SANDBOX_STRICT)
