@@ -10,7 +10,8 @@ help:
 	@echo "make test-all  those, and the tests against newer peers: QEMU 11,"
 	@echo "               libblkio, virtiofsd, passt, an arm64 guest (once: downloads"
 	@echo "               them and Linux's source, and builds the guest's kernel)"
-	@echo "make bench     guarded against unguarded speed, as ratios"
+	@echo "make bench     speed as ratios: guarded against unguarded, moat-blk and"
+	@echo "               moat-fs against others"
 	@echo "make build     build/src/cmd/moat"
 	@echo "make format    formats the C sources in place"
 	@echo "make tidy      runs clang-tidy over the C sources"
@@ -46,6 +47,7 @@ bench:
 	@scripts/build
 	@bench/run
 	@bench/blk
+	@bench/fs --guest
 
 format:
 	@scripts/setup.sh format

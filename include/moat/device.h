@@ -125,12 +125,30 @@ uint32_t moat_iov_cut(struct iovec **iov, uint32_t n, uint64_t len);
  *	0 or a negative errno, logged; may be NULL
  * @worker_poll: submit what was begun and complete what is done, without
  *	waiting; true if anything was completed. Called often; may be NULL
+ * @worker_memory: guest memory is these @n pieces from now on, and no other:
+ *	nothing of earlier ones may be kept when this returns, as they are
+ *	unmapped then. On the worker thread, none of its requests outstanding;
+ *	@iov ends with the call; may be NULL
  * @worker_stop: the worker thread ends, with no requests outstanding; may be
  *	NULL
  * @request: a request has come. It is done now or later, from @worker_poll
  * @reset: the driver forgets all it agreed with the device, or another comes;
  *	control thread; queues are stopped; may be NULL
+ * @left: the front-end has gone, and the guest with it, where a reset may be a
+ *	pause (QEMU resets a device when it stops the guest for a while);
+ *	control thread; queues are stopped; may be NULL
  * @reload: SIGHUP came; control thread; may be NULL
+ * @attached: the harness of the device, once, before workers start, for those
+ *	that need it (moat_shmem_map()); may be NULL
+ * @entered: for a device that serves a directory (@shared_dir of the config):
+ *	the process has only that directory left, and runs no other thread yet.
+ *	@root_fd is the directory, O_PATH; @proc_fd is /proc/self/fd of this
+ *	process, O_PATH, so that "17" beneath it names descriptor 17. Both are
+ *	the device's from here on. Returns 0 or a negative errno, logged
+ * @hurry: the control thread waits for queues to have no request outstanding:
+ *	those that may wait without bound have to be given up soon. Called again
+ *	and again until they are done, only if it takes a while; control thread;
+ *	may be NULL
  *
  * @dev is the pointer from struct moat_device_config.
  */
@@ -144,11 +162,20 @@ struct moat_device_ops {
 			  uint32_t len);
 	int (*worker_start)(void *dev, void **worker, int *fd);
 	bool (*worker_poll)(void *dev, void *worker);
+	void (*worker_memory)(void *dev, void *worker, const struct iovec *iov,
+			      uint32_t n);
 	void (*worker_stop)(void *dev, void *worker);
 	void (*request)(void *dev, void *worker, struct moat_request *req);
 	void (*reset)(void *dev);
+	void (*left)(void *dev);
 	void (*reload)(void *dev, struct moat_device *device);
+	void (*attached)(void *dev, struct moat_device *device);
+	int (*entered)(void *dev, int root_fd, int proc_fd);
+	void (*hurry)(void *dev);
 };
+
+/* Shared memory regions that a device can have: shmid 0 to 7. */
+#define MOAT_SHMEM_REGIONS 8
 
 /** enum moat_sandbox_level - how much the process gives up */
 enum moat_sandbox_level {
@@ -157,13 +184,28 @@ enum moat_sandbox_level {
 	MOAT_SANDBOX_STRICT,  /* and namespaces, Landlock, limits */
 };
 
-/** struct moat_device_config - one device, set up by the program */
+/**
+ * struct moat_device_config - one device, set up by the program
+ *
+ * A device that serves a directory has ops->entered and sets @shared_dir: in
+ * the strict sandbox that directory is the root of its process, and Landlock
+ * keeps it there. It runs with umask 0 and, as root, without supplementary
+ * groups.
+ */
 struct moat_device_config {
 	const struct moat_device_ops *ops;
 	void *dev;		     /* handed to each op */
 	const char *name;	     /* of the program, for log lines */
 	const char *const *syscalls; /* that the device needs; NULL ends it */
 	uint32_t max_queues;	     /* how many --num-queues may ask for */
+	/* bytes of the shared memory region with that shmid, whole pages; 0:
+	 * there is none */
+	uint64_t shmem[MOAT_SHMEM_REGIONS];
+	const char *shared_dir; /* NULL: it opens no files in the sandbox */
+	uint64_t capabilities;	/* 1 << CAP_...: that it keeps if it has them */
+	uint32_t files;		/* descriptors that it needs */
+	uint64_t heap;		/* bytes that it allocates */
+	bool no_landlock;	/* it opens files by their handles */
 	/* set by moat_device_argp(), from the command line */
 	const char *socket_path;
 	int fd; /* a connection, or -1 */
@@ -206,6 +248,44 @@ int moat_device_serve(const struct moat_device_config *config);
 
 /** moat_device_config_changed() - tell the driver; control thread only */
 void moat_device_config_changed(struct moat_device *device);
+
+/**
+ * moat_shmem_usable() - can anything be mapped now?
+ *
+ * The front-end has to know SHMEM_MAP, and a queue to run. From any thread.
+ */
+bool moat_shmem_usable(const struct moat_device *device);
+
+/**
+ * moat_shmem_map() - show the guest part of a file in a shared memory region
+ * @shmid: of the region (virtio 1.4, 2.10)
+ * @offset: in the region, bytes; a whole number of pages, as are @len and
+ *	@fd_offset
+ * @fd: stays the caller's, who may close it afterwards
+ * @writable: the guest may write; @fd has to be open for that
+ *
+ * From any thread but the control thread. Asks the front-end and waits for its
+ * answer, a few seconds at most. A front-end that stops the queues waits for us
+ * meanwhile, and is not made to: then the wait ends with -EINTR. What was under
+ * way then, or when time ran out, is undone as soon as the front-end answers.
+ * All mappings are gone when ops->reset() is called.
+ *
+ * Return: 0; -ENOTCONN: the front-end does not know SHMEM_MAP, or no queue
+ *runs; -EINVAL: no such region, not whole pages of it, no fd; -EEXIST:
+ *something is mapped there; -ENOSPC: too many mappings; -EIO: the front-end
+ *refused; -ETIMEDOUT; -EINTR; -ENOMEM.
+ */
+int moat_shmem_map(struct moat_device *device, uint8_t shmid, uint64_t offset,
+		   uint64_t len, int fd, uint64_t fd_offset, bool writable);
+
+/**
+ * moat_shmem_unmap() - take a mapping away again
+ * @offset: and @len: as it was mapped; parts can not be unmapped
+ *
+ * Return: as moat_shmem_map(); -ENOENT: there is no such mapping.
+ */
+int moat_shmem_unmap(struct moat_device *device, uint8_t shmid, uint64_t offset,
+		     uint64_t len);
 
 /** enum moat_device_log_level - see moat_device_log() */
 enum moat_device_log_level {

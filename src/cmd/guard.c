@@ -31,6 +31,8 @@ enum {
 	OPT_POOL_AT,
 	OPT_DTB,
 	OPT_ACCESS,
+	OPT_SHMEM,
+	OPT_MAPPINGS,
 	OPT_POLL,
 	OPT_ONCE,
 	OPT_SANDBOX,
@@ -74,6 +76,15 @@ static const struct argp_option options[] = {
 	  "bytes of memory that the backend sees, with K, M or G (default "
 	  "64M); only what is used is allocated",
 	  0 },
+	{ "shmem", OPT_SHMEM, "on|off", 0,
+	  "let the backend map its files into the guest's shared memory "
+	  "regions "
+	  "(default: on for --device=fs, else off)",
+	  0 },
+	{ "shmem-mappings", OPT_MAPPINGS, "N", 0,
+	  "of them at most N at a time (default 512); each is an open file of "
+	  "the VMM",
+	  0 },
 	{ "poll-us", OPT_POLL, "N", 0,
 	  "look for work up to N microseconds before sleeping, while that pays "
 	  "off (default 64; 0: never)",
@@ -95,7 +106,7 @@ struct args {
 	struct moat_service_config config;
 	struct moat_dma_range pools[POOLS_MAX];
 	const char *dtb, *node;
-	bool share_given;
+	bool share_given, shmem_given;
 	const char *device;
 	enum moat_log_level level;
 	bool exec;
@@ -216,6 +227,31 @@ static void parse_access(const char *arg, struct args *a,
 		a->config.session.access_platform = false;
 	else
 		argp_error(state, "--access-platform=%s: on or off", arg);
+}
+
+static void parse_shmem(const char *arg, struct args *a,
+			struct argp_state *state)
+{
+	bool on = !strcmp(arg, "on");
+
+	if (on || !strcmp(arg, "off")) {
+		a->config.session.shmem = on;
+		a->shmem_given = true;
+		return;
+	}
+	argp_error(state, "--shmem=%s: on or off", arg);
+}
+
+static void parse_mappings(const char *arg, struct args *a,
+			   struct argp_state *state)
+{
+	uint64_t n;
+
+	if (parse_number(arg, MOAT_SHMEM_MAPPINGS_MAX, &n) || !n)
+		argp_error(state, "--shmem-mappings=%s: 1 to %u is needed", arg,
+			   MOAT_SHMEM_MAPPINGS_MAX);
+	else
+		a->config.session.shmem_mappings = (uint32_t)n;
 }
 
 static void parse_device(const char *arg, struct args *a,
@@ -340,6 +376,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_ACCESS:
 		parse_access(arg, a, state);
 		break;
+	case OPT_SHMEM:
+		parse_shmem(arg, a, state);
+		break;
+	case OPT_MAPPINGS:
+		parse_mappings(arg, a, state);
+		break;
 	case OPT_POLL:
 		if (parse_number(arg, POLL_MAX_US, &n))
 			argp_error(state, "--poll-us=%s: 0 to %u is needed",
@@ -431,6 +473,7 @@ int moat_cmd_guard(int argc, char **argv)
 				.type = moat_device_type("generic"),
 				.pool_size = POOL_DEFAULT,
 				.poll_us = POLL_DEFAULT_US,
+				.shmem_mappings = MOAT_SHMEM_MAPPINGS_DEFAULT,
 			},
 			.fd = -1,
 			.seccomp = true,
@@ -457,5 +500,7 @@ int moat_cmd_guard(int argc, char **argv)
 	a.config.session.pools = a.pools;
 	if (!a.share_given && a.config.session.npools)
 		a.config.session.share = MOAT_SHARE_AUTO;
+	if (!a.shmem_given)
+		a.config.session.shmem = a.config.session.type->shmem;
 	return moat_service_run(&a.config, &log);
 }

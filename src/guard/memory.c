@@ -1,6 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <sys/stat.h>
+
 #include "guard/memory.h"
 #include "os/mem.h"
+
+/* What nobody but the VMM may hold is known by its file. */
+static void note_file(struct moat_guest_mem *mem, uint64_t guest_addr, int fd)
+{
+	struct stat st;
+
+	if (mem->nfiles < MOAT_VU_MEMORY_MAX && !fstat(fd, &st))
+		mem->files[mem->nfiles++] =
+			(struct moat_file_id){ guest_addr, st.st_dev,
+					       st.st_ino };
+}
+
+static void forget_file(struct moat_guest_mem *mem, uint64_t guest_addr)
+{
+	for (uint32_t i = 0; i < mem->nfiles; i++)
+		if (mem->files[i].guest_addr == guest_addr) {
+			mem->files[i] = mem->files[--mem->nfiles];
+			return;
+		}
+}
 
 void moat_guest_mem_init(struct moat_guest_mem *mem, struct moat_log *log,
 			 const struct moat_dma_range *pools, uint32_t npools,
@@ -9,6 +31,7 @@ void moat_guest_mem_init(struct moat_guest_mem *mem, struct moat_log *log,
 	moat_vu_memory_init(&mem->mapped, log);
 	moat_shareset_init(&mem->share, pools, npools, udmabuf_fd);
 	mem->share_changed = false;
+	mem->nfiles = 0;
 }
 
 void moat_guest_mem_fini(struct moat_guest_mem *mem)
@@ -35,6 +58,9 @@ int moat_guest_mem_set(struct moat_guest_mem *mem,
 		moat_shareset_add(&share, &r[i], fds[i]);
 
 	moat_vu_memory_replace(&mem->mapped, &next);
+	mem->nfiles = 0;
+	for (uint32_t i = 0; i < n; i++)
+		note_file(mem, r[i].guest_addr, fds[i]);
 	if (!moat_shareset_same(&share, &mem->share))
 		mem->share_changed = true;
 	moat_shareset_fini(&mem->share);
@@ -50,6 +76,7 @@ int moat_guest_mem_add(struct moat_guest_mem *mem,
 
 	if (ret)
 		return ret;
+	note_file(mem, r->guest_addr, fd);
 	moat_shareset_add(&mem->share, r, fd);
 	if (mem->share.n != shared)
 		mem->share_changed = true;
@@ -66,6 +93,7 @@ int moat_guest_mem_del(struct moat_guest_mem *mem,
 	if (ret)
 		return ret;
 	moat_mem_unmap(gone.host, gone.size);
+	forget_file(mem, r->guest_addr);
 	moat_shareset_del(&mem->share, r->guest_addr, r->size);
 	if (mem->share.n != shared)
 		mem->share_changed = true;

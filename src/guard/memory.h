@@ -8,13 +8,23 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "guard/shareset.h"
 #include "os/log.h"
 #include "vu/memory.h"
 
+/** struct moat_file_id - which file a region is of */
+struct moat_file_id {
+	uint64_t guest_addr; /* of the region */
+	dev_t dev;
+	ino_t ino;
+};
+
 struct moat_guest_mem {
 	struct moat_vu_memory mapped;
+	struct moat_file_id files[MOAT_VU_MEMORY_MAX];
+	uint32_t nfiles;
 	struct moat_shareset share;
 	bool share_changed; /* since the backend was last told */
 };

@@ -76,6 +76,7 @@ static int op_reset(void *dev)
 	struct moat_session *s = dev;
 
 	moat_session_stop(s);
+	moat_guard_shmem_reset(s);
 	s->status = 0;
 	/* A reset device's rings are disabled as well. */
 	for (uint32_t i = 0; i < s->max_vrings; i++)
@@ -225,6 +226,8 @@ static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 
 	if (!v)
 		return -EINVAL;
+	if (v->started)
+		moat_guard_shmem_stop(s);
 	ret = moat_session_from_backend(s, moat_vring_stop(v));
 	*base = v->base;
 	return ret;
@@ -247,7 +250,10 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
 	if (!(s->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
 		v->enabled = true;
-	return moat_session_from_backend(s, moat_vring_start(v));
+	ret = moat_session_from_backend(s, moat_vring_start(v));
+	if (!ret)
+		moat_guard_shmem_started(s);
+	return ret;
 }
 
 static int op_set_vring_call(void *dev, uint32_t index, int *fd)
@@ -321,7 +327,7 @@ static int op_set_backend_req_fd(void *dev, int *fd)
 {
 	struct moat_session *s = dev;
 
-	moat_vu_conn_close(&s->vmm_channel);
+	moat_session_close_vmm_channel(s);
 	moat_vu_conn_init(&s->vmm_channel, moat_fd_take(fd));
 	return 0;
 }
@@ -333,11 +339,22 @@ static int op_set_status(void *dev, uint64_t status)
 	if (moat_vu_check_status(s->log, status))
 		return -EINVAL;
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
-	if (!status)
+	if (!status) {
 		moat_session_stop(s);
+		moat_guard_shmem_reset(s);
+	}
 	s->status =
 		status ? status | (s->status & VIRTIO_STATUS_NEEDS_RESET) : 0;
+	moat_guard_shmem_undo(s);
 	return moat_session_from_backend(s, s->client.dead ? -EPIPE : 0);
+}
+
+static int op_get_shmem_config(void *dev, uint64_t *sizes)
+{
+	struct moat_session *s = dev;
+
+	memcpy(sizes, s->shmem.table.sizes, sizeof(s->shmem.table.sizes));
+	return 0;
 }
 
 static int op_get_status(void *dev, uint64_t *status)
@@ -373,4 +390,5 @@ const struct moat_vu_server_ops moat_session_ops = {
 	.set_backend_req_fd = op_set_backend_req_fd,
 	.set_status = op_set_status,
 	.get_status = op_get_status,
+	.get_shmem_config = op_get_shmem_config,
 };

@@ -30,7 +30,7 @@ static const struct moat_device_type types[] = {
 	{ "iommu", 23, NULL, PAYLOAD, 0 },
 	{ "mem", 24, NULL, PAYLOAD, 0 },
 	{ "snd", 25, NULL, NULL, BUFFERS },
-	{ "fs", 26, "fs", NULL, REQUESTS },
+	{ "fs", 26, "fs", NULL, REQUESTS, true },
 	{ "i2c", 34, NULL, NULL, REQUESTS },
 	{ "gpio", 41, NULL, NULL, BUFFERS },
 	{ NULL },

@@ -27,6 +27,7 @@
  * @drain_ms: how long a stopping queue waits without progress for requests
  *	that the backend has: long where each request ends by itself, short
  *	where buffers are posted for what may never come
+ * @shmem: it has shared memory regions: --shmem is on if nothing is said
  */
 struct moat_device_type {
 	const char *name;
@@ -34,6 +35,7 @@ struct moat_device_type {
 	const char *capability;
 	const char *refused;
 	uint32_t drain_ms;
+	bool shmem;
 };
 
 /** moat_device_type() - by @name, or NULL */
@@ -57,6 +59,11 @@ enum moat_share_mode {
 	 MOAT_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | \
 	 MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |      \
 	 MOAT_BIT(VHOST_USER_PROTOCOL_F_RESET_DEVICE))
+
+/** And more, towards both, where there are shared memory regions. */
+#define MOAT_POLICY_SHMEM_PROTOCOL                   \
+	(MOAT_BIT(VHOST_USER_PROTOCOL_F_SHMEM_MAP) | \
+	 MOAT_BIT(VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD))
 
 /** moat_policy_protocol() - protocol features to offer to the VMM */
 uint64_t moat_policy_protocol(uint64_t backend);

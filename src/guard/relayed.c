@@ -278,6 +278,8 @@ static void drain(struct moat_vring_ctl *v)
 			{ .fd = v->back_call_fd, .events = POLLIN },
 			{ .fd = s->client.conn.fd, .events = POLLIN },
 			{ .fd = s->config->abort_fd, .events = POLLIN },
+			/* A request may wait for what its device asked for. */
+			{ .fd = s->client.channel.fd, .events = POLLIN },
 		};
 		uint64_t ignored;
 
@@ -292,9 +294,11 @@ static void drain(struct moat_vring_ctl *v)
 			return;
 		if (moat_drvq_notify_on(&q->drv))
 			continue;
-		poll(p, 3, (int)((next - now) / MOAT_NS_PER_MS) + 1);
+		poll(p, 4, (int)((next - now) / MOAT_NS_PER_MS) + 1);
 		if (p[1].revents || p[2].revents)
 			return;
+		if (p[3].revents)
+			moat_vu_client_channel(&s->client);
 		if (p[0].revents &&
 		    read(v->back_call_fd, &ignored, sizeof(ignored)) < 0)
 			continue;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/udmabuf.h>
 #include <poll.h>
 #include <signal.h>
@@ -238,7 +239,8 @@ static int enter_sandbox(struct service *v)
 		log_warn(v->log, "runs without its sandbox (--sandbox=none)");
 		return 0;
 	}
-	ret = moat_sandbox_privileges(v->config->exec != NULL);
+	ret = moat_sandbox_privileges(v->config->exec ? UINT64_C(1) << CAP_KILL
+						      : 0);
 	if (!ret)
 		ret = moat_sandbox_syscalls(syscalls);
 	if (ret)

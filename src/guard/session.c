@@ -47,6 +47,7 @@ bool moat_session_any_started(const struct moat_session *s)
 
 void moat_session_stop(struct moat_session *s)
 {
+	moat_guard_shmem_stop(s);
 	for (uint32_t i = 0; i < s->max_vrings; i++)
 		if (s->vrings[i])
 			moat_vring_stop(s->vrings[i]);
@@ -159,8 +160,11 @@ static void on_backend(void *arg, uint32_t events)
 	moat_session_from_backend(s, moat_vu_client_input(&s->client));
 }
 
-static void watch_channel(struct moat_session *s)
+void moat_session_watch_channel(struct moat_session *s)
 {
+	/* Not while it pauses, and not twice. */
+	if (s->channel_next_ns || s->channel_src.fd >= 0)
+		return;
 	s->channel_src.fd = s->client.channel.fd;
 	if (s->channel_src.fd >= 0)
 		moat_loop_watch(s->loop, &s->channel_src, false);
@@ -173,6 +177,9 @@ static void on_channel(void *arg, uint32_t events)
 
 	(void)events;
 	if (moat_vu_client_channel(&s->client) < 0)
+		return;
+	/* What is passed on comes as fast as the VMM answers. */
+	if (moat_guard_shmem_busy(&s->shmem))
 		return;
 	if (s->channel_tokens) {
 		s->channel_tokens--;
@@ -208,6 +215,12 @@ static bool may_tell_vmm(const struct moat_session *s)
 		       MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG);
 }
 
+void moat_session_close_vmm_channel(struct moat_session *s)
+{
+	moat_guard_shmem_hang_up(s);
+	moat_vu_conn_close(&s->vmm_channel);
+}
+
 /* Pass one on, or let it wait: until it is legal, or if it comes too often. */
 static void pass_config_change(struct moat_session *s, uint64_t now)
 {
@@ -222,7 +235,7 @@ static void pass_config_change(struct moat_session *s, uint64_t now)
 			      VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, 0, NULL, 0,
 			      NULL, 0)) {
 		log_warn(s->log, "front-end does not take config changes");
-		moat_vu_conn_close(&s->vmm_channel);
+		moat_session_close_vmm_channel(s);
 	}
 }
 
@@ -231,26 +244,33 @@ static int ms_until(uint64_t now, uint64_t then)
 	return then <= now ? 0 : (int)((then - now) / MOAT_NS_PER_MS) + 1;
 }
 
+static int sooner(int wait, int ms)
+{
+	return wait < 0 || ms < wait ? ms : wait;
+}
+
 int moat_session_step(struct moat_session *s)
 {
 	uint64_t now;
 	int wait = -1;
 
 	moat_runner_turn(&s->runner);
-	if (!s->config_changed && !s->channel_next_ns)
+	if (!s->config_changed && !s->channel_next_ns && !s->shmem.asked)
 		return moat_runner_busy(&s->runner) ? 0 : -1;
 	now = moat_now_ns();
 	pass_config_change(s, now);
+	moat_guard_shmem_timers(s, now);
+	if (s->shmem.asked)
+		wait = ms_until(now, s->shmem.end_ns);
 	if (s->config_changed && may_tell_vmm(s))
-		wait = ms_until(now, s->config_next_ns);
+		wait = sooner(wait, ms_until(now, s->config_next_ns));
 	if (s->channel_next_ns && now >= s->channel_next_ns) {
 		s->channel_next_ns = 0;
 		s->channel_tokens = CHANNEL_BURST;
-		watch_channel(s);
+		if (!moat_guard_shmem_busy(&s->shmem))
+			moat_session_watch_channel(s);
 	} else if (s->channel_next_ns) {
-		int ms = ms_until(now, s->channel_next_ns);
-
-		wait = wait < 0 || ms < wait ? ms : wait;
+		wait = sooner(wait, ms_until(now, s->channel_next_ns));
 	}
 	return moat_runner_busy(&s->runner) ? 0 : wait;
 }
@@ -262,8 +282,12 @@ static int ask_backend(struct moat_session *s)
 {
 	struct moat_vu_client *c = &s->client;
 	uint64_t num = VRINGS_DEFAULT;
-	int ret = moat_vu_client_negotiate(c, MOAT_POLICY_BACKEND_PROTOCOL);
+	int ret = moat_vu_client_negotiate(
+		c, MOAT_POLICY_BACKEND_PROTOCOL |
+			   (s->config->shmem ? MOAT_POLICY_SHMEM_PROTOCOL : 0));
 
+	if (!ret)
+		ret = moat_guard_shmem_open(s);
 	if (ret)
 		return ret;
 	if (!(c->features & MOAT_BIT(VIRTIO_F_VERSION_1))) {
@@ -286,6 +310,8 @@ static int ask_backend(struct moat_session *s)
 	s->offered = moat_policy_offer(s->config->type, s->config->share,
 				       s->config->access_platform, c->features);
 	s->protocol_offered = moat_policy_protocol(c->protocol_features);
+	if (moat_vu_shmem_any(&s->shmem.table))
+		s->protocol_offered |= MOAT_POLICY_SHMEM_PROTOCOL;
 	return 0;
 }
 
@@ -303,6 +329,7 @@ int moat_session_open(struct moat_session *s,
 		.client_src = { -1, on_backend, s },
 		.channel_src = { -1, on_channel, s },
 		.pool_mem = { .fd = -1 },
+		.shmem = { .answer_src = { .fd = -1 } },
 		.channel_tokens = CHANNEL_BURST,
 	};
 	moat_guest_mem_init(&s->mem, log, config->pools,
@@ -314,6 +341,8 @@ int moat_session_open(struct moat_session *s,
 	moat_vu_client_init(&s->client, fd, config->abort_fd, log);
 	s->client.config_changed = on_config_changed;
 	s->client.channel_ends = on_channel_ends;
+	s->client.shmem = moat_guard_shmem_request;
+	s->client.stalled = moat_guard_shmem_stalled;
 	s->client.arg = s;
 	moat_runner_init(&s->runner, loop, config->poll_us);
 	s->runner.alarm = config->alarm;
@@ -322,7 +351,7 @@ int moat_session_open(struct moat_session *s,
 		return moat_session_from_backend(s, ret);
 	s->client_src.fd = s->client.conn.fd;
 	ret = moat_loop_watch(loop, &s->client_src, false);
-	watch_channel(s);
+	moat_session_watch_channel(s);
 	return ret;
 }
 
@@ -343,6 +372,7 @@ void moat_session_close(struct moat_session *s)
 	moat_loop_unwatch(s->loop, &s->server_src);
 	moat_loop_unwatch(s->loop, &s->client_src);
 	moat_loop_unwatch(s->loop, &s->channel_src);
+	moat_guard_shmem_close(s);
 	for (uint32_t i = 0; i < MOAT_VU_VRINGS_MAX; i++) {
 		moat_vring_free(s->vrings[i]);
 		s->vrings[i] = NULL;

@@ -24,6 +24,7 @@
 #include "guard/memory.h"
 #include "guard/policy.h"
 #include "guard/runner.h"
+#include "guard/shmem.h"
 #include "os/log.h"
 #include "os/mem.h"
 #include "vu/client.h"
@@ -44,9 +45,11 @@ struct moat_session_config {
 	enum moat_share_mode share;
 	const struct moat_dma_range *pools; /* the guest's own (--pool) */
 	uint32_t npools;
-	int udmabuf_fd;	      /* /dev/udmabuf; -1: not there */
-	bool access_platform; /* offer it even where the guard bounces all */
-	uint64_t pool_size;   /* bytes, a multiple of MOAT_SLOT_SIZE */
+	int udmabuf_fd;		 /* /dev/udmabuf; -1: not there */
+	bool access_platform;	 /* offer it even where the guard bounces all */
+	uint64_t pool_size;	 /* bytes, a multiple of MOAT_SLOT_SIZE */
+	bool shmem;		 /* shared memory regions (--shmem) */
+	uint32_t shmem_mappings; /* in them, at most */
 	uint32_t poll_us;
 	int abort_fd;		  /* readable: stop waiting for anybody */
 	struct moat_alarm *alarm; /* ends calls that a peer made block */
@@ -79,6 +82,7 @@ struct moat_session {
 	uint64_t status;
 
 	struct moat_guest_mem mem;
+	struct moat_guard_shmem shmem;
 
 	struct moat_pool_mem pool_mem;
 	struct moat_pool pool;
@@ -160,6 +164,12 @@ bool moat_session_any_started(const struct moat_session *s);
 
 /** moat_session_stop() - stop all queues, as well as the backend lets us */
 void moat_session_stop(struct moat_session *s);
+
+/** moat_session_watch_channel() - the backend's requests are taken again */
+void moat_session_watch_channel(struct moat_session *s);
+
+/** moat_session_close_vmm_channel() - it gets no requests from us any more */
+void moat_session_close_vmm_channel(struct moat_session *s);
 
 /** moat_session_close() - stop the queues, close and free everything */
 void moat_session_close(struct moat_session *s);

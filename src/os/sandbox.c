@@ -14,25 +14,28 @@ int moat_sandbox_hide(void)
 	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? -errno : 0;
 }
 
-int moat_sandbox_privileges(bool keep_kill)
+int moat_sandbox_privileges(uint64_t keep)
 {
 	struct __user_cap_header_struct head = {
 		.version = _LINUX_CAPABILITY_VERSION_3,
 	};
-	struct __user_cap_data_struct have[2] = { { 0 } }, keep[2] = { { 0 } };
+	struct __user_cap_data_struct cap[2] = { { 0 } };
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
 	    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
 		return -errno;
 	/* Fails without CAP_SETPCAP: then there is nothing to drop either. */
-	for (int cap = 0; cap <= CAP_LAST_CAP; cap++)
-		prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
-	if (syscall(SYS_capget, &head, have))
+	for (unsigned int i = 0; i <= CAP_LAST_CAP; i++)
+		if (!(keep >> i & 1))
+			prctl(PR_CAPBSET_DROP, i, 0, 0, 0);
+	if (syscall(SYS_capget, &head, cap))
 		return -errno;
-	if (keep_kill)
-		keep[0].effective = keep[0].permitted =
-			have[0].permitted & (1u << CAP_KILL);
-	if (syscall(SYS_capset, &head, keep))
+	for (unsigned int i = 0; i < 2; i++) {
+		cap[i].permitted &= (uint32_t)(keep >> 32 * i);
+		cap[i].effective = cap[i].permitted;
+		cap[i].inheritable = 0;
+	}
+	if (syscall(SYS_capset, &head, cap))
 		return -errno;
 	return 0;
 }

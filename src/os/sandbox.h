@@ -5,7 +5,8 @@
  *   moat_sandbox_hide         not dumpable: nobody of our user can ptrace us
  *   moat_sandbox_separate     namespaces of its own, in a child, with no files
  *   moat_sandbox_privileges   no new privileges, no capabilities
- *   moat_sandbox_landlock     no file by path, no network, by Landlock
+ *   moat_sandbox_landlock     no file but beneath one directory, if any, and no
+ *                             network, by Landlock
  *   moat_sandbox_limits       no core file, so many descriptors, so much heap
  *   moat_sandbox_syscalls     only the system calls of a list, all threads
  *
@@ -18,20 +19,49 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "os/log.h"
 
 /**
+ * struct moat_sandbox_dir - the directory that stays with a process
+ * @path: where it is before anything was taken away
+ * @root_fd: the directory, O_PATH; -1 until it is opened
+ * @proc_fd: /proc/self/fd of the process that opened it, O_PATH: "17" beneath
+ *	it names descriptor 17; likewise
+ */
+struct moat_sandbox_dir {
+	const char *path;
+	int root_fd, proc_fd;
+};
+
+/**
  * moat_sandbox_separate() - go on in a child with namespaces of its own
  * @log: told of what this machine does not allow; that is no failure
+ * @dir: what the child serves; NULL: nothing
  *
- * The child has its own user, mount, network, PID, IPC and UTS namespaces, and
- * an empty read-only root; it dies when the parent does. Descriptors stay.
+ * The child has its own user, mount, network, PID, IPC and UTS namespaces; it
+ * dies when the parent does. Descriptors stay. Its root is empty and read-only.
  *
- * Return: 0 in the child, its pid in the parent, or a negative errno.
+ * With @dir, that directory and what is mounted below it, then or later, is the
+ * root, and opened in @dir; nothing of procfs is there but @dir->proc_fd, from
+ * where no ".." leads on. Where the caller may, the user namespace stays the
+ * same: files can be given to any user.
+ *
+ * Return: 0 in the child, its pid in the parent, or a negative errno. The child
+ * may find @dir not opened: moat_sandbox_open() follows.
  */
-pid_t moat_sandbox_separate(struct moat_log *log);
+pid_t moat_sandbox_separate(struct moat_log *log, struct moat_sandbox_dir *dir);
+
+/**
+ * moat_sandbox_open() - open @dir where it is, unless it is open already
+ *
+ * For a process that keeps its surroundings.
+ *
+ * Return: 0 or a negative errno.
+ */
+int moat_sandbox_open(struct moat_sandbox_dir *dir);
 
 /**
  * moat_sandbox_supervise() - be the parent until @child has ended
@@ -43,12 +73,23 @@ pid_t moat_sandbox_separate(struct moat_log *log);
  */
 int moat_sandbox_supervise(pid_t child);
 
-/** moat_sandbox_landlock() - 0, or a negative errno, e.g. -EOPNOTSUPP */
-int moat_sandbox_landlock(void);
+/**
+ * moat_sandbox_landlock() - no file by path, no network
+ * @root_fd: but what is beneath this directory; -1: nothing
+ *
+ * What is moved away from there can not be worked with any more, even by who
+ * has it open. Newer Linux (6.19, and stable series of before) allows that
+ * where the directory is the root of its mount, as moat_sandbox_separate()
+ * makes it; but then no ".." leads up from what was moved.
+ *
+ * Return: 0, or a negative errno, e.g. -EOPNOTSUPP: Linux lacks it, or with
+ * @root_fd is older than 5.19 and would forbid to move files.
+ */
+int moat_sandbox_landlock(int root_fd);
 
 /**
  * moat_sandbox_limits() - for good
- * @files: open descriptors, at most
+ * @files: open descriptors, at most; fewer where the hard limit is lower
  * @heap: bytes of private memory, at most
  */
 int moat_sandbox_limits(unsigned int files, unsigned long heap);
@@ -64,13 +105,14 @@ int moat_sandbox_hide(void);
 
 /**
  * moat_sandbox_privileges() - drop all capabilities, for good
- * @keep_kill: but CAP_KILL if it is there: for who has to end a child that
- *	may run under another user by then (passt becomes "nobody"). The list
- *	of system calls should allow signals to that child only, by its pidfd.
+ * @keep: but these (1 << CAP_...) if they are there. CAP_KILL is for who has to
+ *	end a child that may run under another user by then (passt becomes
+ *	"nobody"): the list of system calls should allow signals to that child
+ *	only, by its pidfd.
  *
  * Return: 0 or a negative errno.
  */
-int moat_sandbox_privileges(bool keep_kill);
+int moat_sandbox_privileges(uint64_t keep);
 
 /**
  * struct moat_syscall - one that stays allowed

@@ -50,12 +50,14 @@ static int map_ids(uid_t uid, gid_t gid)
 	return ret;
 }
 
-static int new_namespaces(struct moat_log *log)
+static int new_namespaces(struct moat_log *log, bool same_users)
 {
 	uid_t uid = geteuid();
 	gid_t gid = getegid();
 	int ret;
 
+	if (same_users && !unshare(NAMESPACES))
+		return 0;
 	if (!unshare(CLONE_NEWUSER | NAMESPACES)) {
 		ret = map_ids(uid, gid);
 		if (ret)
@@ -95,6 +97,78 @@ static int empty_root(void)
 	return 0;
 }
 
+/*
+ * /proc/self/fd, so that nothing else of procfs is to be had from it: a mount
+ * of that directory alone, attached nowhere.
+ */
+static int open_own_fds(void)
+{
+	int fd = open_tree(AT_FDCWD, "/proc/self/fd",
+			   OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+
+	/* Who may not mount can not be kept from walking up. */
+	if (fd < 0)
+		fd = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/*
+ * The directory as the root, with all that is mounted below it; what is mounted
+ * later comes from outside and never goes there. A copy of the mounts is laid
+ * over the old root, changes places with it, and the old one, which lies on top
+ * then, goes.
+ */
+static int pivot(int tree)
+{
+	if (move_mount(tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) ||
+	    fchdir(tree) || syscall(SYS_pivot_root, ".", ".") ||
+	    umount2(".", MNT_DETACH) || chdir("/"))
+		return -errno;
+	return 0;
+}
+
+static int shared_root(struct moat_sandbox_dir *dir)
+{
+	struct mount_attr attr = {
+		.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+	};
+	int tree, ret;
+
+	if (unshare(CLONE_NEWNS) ||
+	    mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
+		return -errno;
+	tree = open_tree(AT_FDCWD, dir->path,
+			 OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+	if (tree < 0)
+		return -errno;
+	/*
+	 * Device nodes are made and removed, never opened. No guest sees these
+	 * flags, and Linux before 5.12 can not set them on a whole tree.
+	 */
+	mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr,
+		      sizeof(attr));
+	dir->proc_fd = open_own_fds();
+	ret = dir->proc_fd < 0 ? dir->proc_fd : pivot(tree);
+	if (!ret) {
+		dir->root_fd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		ret = dir->root_fd < 0 ? -errno : 0;
+	}
+	moat_fd_close(&tree);
+	return ret;
+}
+
+int moat_sandbox_open(struct moat_sandbox_dir *dir)
+{
+	if (dir->root_fd < 0)
+		dir->root_fd =
+			open(dir->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (dir->root_fd < 0)
+		return -errno;
+	if (dir->proc_fd < 0)
+		dir->proc_fd = open_own_fds();
+	return dir->proc_fd < 0 ? dir->proc_fd : 0;
+}
+
 /* In the child: bound to the parent, which may have died already. */
 static int bind_to_parent(int pipe_fd)
 {
@@ -105,7 +179,7 @@ static int bind_to_parent(int pipe_fd)
 	return poll(&p, 1, 0) ? -EPIPE : 0;
 }
 
-pid_t moat_sandbox_separate(struct moat_log *log)
+pid_t moat_sandbox_separate(struct moat_log *log, struct moat_sandbox_dir *dir)
 {
 	int fds[2], ret;
 	bool own;
@@ -113,7 +187,7 @@ pid_t moat_sandbox_separate(struct moat_log *log)
 
 	if (pipe2(fds, O_CLOEXEC))
 		return -errno;
-	own = !new_namespaces(log);
+	own = !new_namespaces(log, dir);
 	pid = fork();
 	if (pid) {
 		ret = pid < 0 ? -errno : pid;
@@ -122,9 +196,11 @@ pid_t moat_sandbox_separate(struct moat_log *log)
 		return ret;
 	}
 	close(fds[1]);
-	ret = own ? empty_root() : 0;
+	ret = !own ? 0 : dir ? shared_root(dir) : empty_root();
 	if (ret)
-		log_warn(log, "sandbox: can not empty its root: %s",
+		log_warn(log, "sandbox: can not %s: %s",
+			 dir ? "make the shared directory its root"
+			     : "empty its root",
 			 strerror(-ret));
 	ret = bind_to_parent(fds[0]);
 	close(fds[0]);
@@ -150,7 +226,7 @@ int moat_sandbox_supervise(pid_t child)
 	sigset_t set;
 	int sig, status;
 
-	if (!moat_sandbox_hide() && !moat_sandbox_privileges(false))
+	if (!moat_sandbox_hide() && !moat_sandbox_privileges(0))
 		moat_sandbox_syscalls(calls);
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
@@ -170,47 +246,15 @@ int moat_sandbox_supervise(pid_t child)
 int moat_sandbox_limits(unsigned int files, unsigned long heap)
 {
 	struct rlimit none = { 0, 0 };
-	struct rlimit fd = { files, files }, data = { heap, heap };
+	struct rlimit fd, data = { heap, heap };
 
+	if (getrlimit(RLIMIT_NOFILE, &fd))
+		return -errno;
+	if (files < fd.rlim_max)
+		fd.rlim_max = files;
+	fd.rlim_cur = fd.rlim_max;
 	if (setrlimit(RLIMIT_CORE, &none) || setrlimit(RLIMIT_NOFILE, &fd) ||
 	    setrlimit(RLIMIT_DATA, &data))
 		return -errno;
 	return 0;
-}
-
-/*
- * The kernel's struct landlock_ruleset_attr, with the fields of ABI 6: libc's
- * headers may be older than the kernel.
- */
-struct ruleset {
-	uint64_t fs, net, scoped;
-};
-
-int moat_sandbox_landlock(void)
-{
-	/* Rights that exist from one ABI on, by its number. */
-	static const unsigned int fs_bits[] = { 13, 14, 15, 15, 16 };
-	struct ruleset r = { 0 };
-	size_t size = sizeof(r.fs);
-	long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
-	int fd, ret = 0;
-
-	if (abi < 1)
-		return abi ? -errno : -EOPNOTSUPP;
-	r.fs = (UINT64_C(1) << fs_bits[abi > 5 ? 4 : abi - 1]) - 1;
-	if (abi >= 4) {
-		r.net = 3; /* bind and connect TCP */
-		size = offsetof(struct ruleset, scoped);
-	}
-	if (abi >= 6) {
-		r.scoped = 3; /* abstract sockets, signals */
-		size = sizeof(r);
-	}
-	fd = (int)syscall(SYS_landlock_create_ruleset, &r, size, 0);
-	if (fd < 0)
-		return -errno;
-	if (syscall(SYS_landlock_restrict_self, fd, 0))
-		ret = -errno;
-	moat_fd_close(&fd);
-	return ret;
 }

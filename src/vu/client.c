@@ -63,20 +63,34 @@ static int die(struct moat_vu_client *c, uint32_t request, int err)
 	return err;
 }
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 /* Wait until the backend's connection is readable; serves its channel. */
 static int wait_input(struct moat_vu_client *c, uint64_t end)
 {
+	uint64_t stall =
+		moat_now_ns() + MOAT_VU_STALL_MS * (uint64_t)MOAT_NS_PER_MS;
+
 	for (;;) {
 		struct pollfd p[3] = {
 			{ .fd = c->conn.fd, .events = POLLIN },
 			{ .fd = c->abort_fd, .events = POLLIN },
-			{ .fd = c->channel.fd, .events = POLLIN },
+			{ .fd = c->hold ? -1 : c->channel.fd,
+			  .events = POLLIN },
 		};
-		uint64_t now = moat_now_ns();
+		uint64_t now = moat_now_ns(), until;
 
 		if (now >= end)
 			return -ETIMEDOUT;
-		if (poll(p, 3, (int)((end - now) / MOAT_NS_PER_MS) + 1) < 0 &&
+		if (now >= stall && c->stalled)
+			c->stalled(c->arg);
+		if (now >= stall)
+			stall = UINT64_MAX;
+		until = least(end, stall);
+		if (poll(p, 3, (int)((until - now) / MOAT_NS_PER_MS) + 1) < 0 &&
 		    errno != EINTR)
 			return -errno;
 		if (p[1].revents)
@@ -86,11 +100,6 @@ static int wait_input(struct moat_vu_client *c, uint64_t end)
 		if (p[2].revents)
 			moat_vu_client_channel(c);
 	}
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* How long to wait from @now on: this answer's time, and what credit is left.
@@ -284,6 +293,23 @@ int moat_vu_client_set_config(struct moat_vu_client *c,
 		    MOAT_VU_CONFIG_HEADER + config->size, NULL, 0);
 }
 
+int moat_vu_client_get_shmem_config(struct moat_vu_client *c, uint64_t *sizes)
+{
+	const uint32_t header = MOAT_VU_SHMEM_CONFIG_HEADER;
+	struct moat_vu_msg m;
+	int ret = query(c, VHOST_USER_GET_SHMEM_CONFIG, NULL, 0, &m);
+
+	if (ret)
+		return ret;
+	/* Shorter ones leave out the end of the array. */
+	if (m.size < header || m.size > sizeof(m.shmem) ||
+	    m.shmem.nregions > MOAT_VU_SHMEM_MAX ||
+	    m.size < header + m.shmem.nregions * sizeof(*sizes))
+		return die(c, VHOST_USER_GET_SHMEM_CONFIG, -EPROTO);
+	memcpy(sizes, m.shmem.sizes, sizeof(m.shmem.sizes));
+	return 0;
+}
+
 static int open_channel(struct moat_vu_client *c)
 {
 	int pair[2], ret = moat_sock_pair(pair);
@@ -360,9 +386,11 @@ static void close_channel(struct moat_vu_client *c)
 	moat_vu_conn_close(&c->channel);
 }
 
-/* Answer a request of the backend, which has to read: nobody waits for it. */
-static int answer(struct moat_vu_client *c, uint32_t request, uint64_t status)
+int moat_vu_client_answer(struct moat_vu_client *c, uint32_t request,
+			  uint64_t status)
 {
+	if (c->channel.fd < 0)
+		return -EPIPE;
 	if (moat_vu_conn_room(&c->channel) &&
 	    !moat_vu_conn_send(&c->channel, request, MOAT_VU_F_REPLY, &status,
 			       sizeof(status), NULL, 0))
@@ -372,11 +400,54 @@ static int answer(struct moat_vu_client *c, uint32_t request, uint64_t status)
 	return -EPIPE;
 }
 
+static bool is_config_change(const struct moat_vu_client *c,
+			     const struct moat_vu_msg *m)
+{
+	return m->request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG && !m->size &&
+	       !m->nfds && moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_CONFIG);
+}
+
+static bool is_shmem(const struct moat_vu_client *c,
+		     const struct moat_vu_msg *m)
+{
+	bool map = m->request == VHOST_USER_BACKEND_SHMEM_MAP;
+
+	return (map || m->request == VHOST_USER_BACKEND_SHMEM_UNMAP) &&
+	       m->size == sizeof(m->mmap) && m->nfds == (map ? 1 : 0) &&
+	       moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_SHMEM_MAP) &&
+	       c->shmem;
+}
+
+/* 0 or an error number for the answer; MOAT_VU_LATER for none now. */
+static int obey(struct moat_vu_client *c, struct moat_vu_msg *m, bool reply)
+{
+	/* We ask it nothing there: a reply is no request. */
+	bool ask = !(m->flags & MOAT_VU_F_REPLY);
+	int none = -1;
+
+	if (ask && is_config_change(c, m)) {
+		if (c->config_changed)
+			c->config_changed(c->arg);
+		return 0;
+	}
+	if (ask && is_shmem(c, m))
+		return c->shmem(c->arg, m->request, &m->mmap,
+				m->nfds ? &m->fds[0] : &none, reply);
+	/* Once, or it could drown other lines (os/log.h). */
+	if (!c->said_refused)
+		log_err(c->log,
+			"backend request %u (%u bytes, %d fds) is not allowed: "
+			"refused, as more of them will be",
+			m->request, m->size, m->nfds);
+	c->said_refused = true;
+	return EPERM;
+}
+
 int moat_vu_client_channel(struct moat_vu_client *c)
 {
 	struct moat_vu_msg m;
-	uint64_t status = 0;
-	int ret;
+	int ret, status;
+	bool reply;
 
 	if (c->channel.fd < 0)
 		return -EPIPE;
@@ -390,25 +461,12 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 		close_channel(c);
 		return ret;
 	}
-	if (m.request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG && !m.size &&
-	    !m.nfds && !(m.flags & MOAT_VU_F_REPLY) &&
-	    moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_CONFIG)) {
-		if (c->config_changed)
-			c->config_changed(c->arg);
-	} else {
-		/* Once, or it could drown other lines (os/log.h). */
-		if (!c->said_refused)
-			log_err(c->log,
-				"backend request %u (%u bytes, %d fds) is not "
-				"allowed: refused, as more of them will be",
-				m.request, m.size, m.nfds);
-		c->said_refused = true;
-		status = EPERM;
-	}
+	reply = m.flags & MOAT_VU_F_NEED_REPLY &&
+		moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_REPLY_ACK);
+	status = obey(c, &m, reply);
 	moat_vu_msg_close(&m);
-	if (m.flags & MOAT_VU_F_NEED_REPLY &&
-	    moat_vu_client_has(c, VHOST_USER_PROTOCOL_F_REPLY_ACK) &&
-	    answer(c, m.request, status))
+	if (reply && status != MOAT_VU_LATER &&
+	    moat_vu_client_answer(c, m.request, (uint64_t)status))
 		return -EPIPE;
 	return 1;
 }

@@ -8,6 +8,9 @@
  *
  * While a call waits, the backend may itself be waiting for an answer on its
  * own channel (SET_BACKEND_REQ_FD): that channel is served meanwhile.
+ *
+ * What the backend may ask for there: a config change to be passed on, and
+ * mappings in its shared memory regions, each with its feature negotiated.
  */
 #ifndef MOAT_VU_CLIENT_H
 #define MOAT_VU_CLIENT_H
@@ -25,6 +28,9 @@
  */
 #define MOAT_VU_CREDIT_MS 30000u
 #define MOAT_VU_CREDIT_LEAST_MS 200u
+#define MOAT_VU_STALL_MS 50u
+
+#define MOAT_VU_LATER (-1)
 
 struct moat_vu_client {
 	struct moat_vu_conn conn;
@@ -37,13 +43,22 @@ struct moat_vu_client {
 	uint32_t reply_ms; /* patience; MOAT_VU_REPLY_MS from the start */
 	uint64_t end_ns;   /* no wait lasts longer; 0: no such end */
 	bool dead;
+	bool hold;	   /* leave the channel alone while a call waits */
 	bool said_refused; /* that the backend asks for what it may not */
 	struct moat_log *log;
-	/*
-	 * The backend says that its config space changed, the only request of
-	 * a backend that is taken (and only with CONFIG negotiated).
-	 */
+	/* The backend says that its config space changed. */
 	void (*config_changed)(void *arg);
+	/*
+	 * The backend wants something mapped (SHMEM_MAP, with an fd: set it to
+	 * -1 to keep it) or unmapped (SHMEM_UNMAP, @fd -1). Its form is
+	 * checked, its values are not. Returns the backend's answer, 0 or an
+	 * error number; MOAT_VU_LATER to give it with moat_vu_client_answer(),
+	 * if @reply.
+	 */
+	int (*shmem)(void *arg, uint32_t request, const struct moat_vu_mmap *m,
+		     int *fd, bool reply);
+	/* A call has waited MOAT_VU_STALL_MS: is it we who are waited for? */
+	void (*stalled)(void *arg);
 	/* The channel's fd is about to be closed: do not watch it any more. */
 	void (*channel_ends)(void *arg);
 	void *arg;
@@ -105,6 +120,14 @@ int moat_vu_client_set_config(struct moat_vu_client *c,
 			      const struct moat_vu_config *config);
 
 /**
+ * moat_vu_client_get_shmem_config() - sizes of its regions, by shmid
+ * @sizes: MOAT_VU_SHMEM_MAX of them; as the backend says, unchecked
+ *
+ * Return: 0 or a negative errno.
+ */
+int moat_vu_client_get_shmem_config(struct moat_vu_client *c, uint64_t *sizes);
+
+/**
  * moat_vu_client_input() - the backend sent something without being asked
  *
  * Nothing is legal there but the end of the connection.
@@ -123,5 +146,16 @@ int moat_vu_client_input(struct moat_vu_client *c);
  * Return: 1 if there was one, 0 if not, a negative errno if the channel ended.
  */
 int moat_vu_client_channel(struct moat_vu_client *c);
+
+/**
+ * moat_vu_client_answer() - answer a request of the backend
+ * @status: 0 or an error number
+ *
+ * The backend has to read: nobody waits for it.
+ *
+ * Return: 0, or -EPIPE with the channel closed, logged.
+ */
+int moat_vu_client_answer(struct moat_vu_client *c, uint32_t request,
+			  uint64_t status);
 
 #endif

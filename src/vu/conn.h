@@ -28,6 +28,8 @@ struct moat_vu_msg {
 		struct moat_vu_mem_one region;
 		struct moat_vu_config config;
 		struct moat_vu_inflight inflight;
+		struct moat_vu_shmem_config shmem;
+		struct moat_vu_mmap mmap;
 		uint8_t bytes[MOAT_VU_PAYLOAD_MAX];
 	};
 	int fds[MOAT_VU_FDS_MAX];

@@ -124,6 +124,7 @@ enum moat_vu_backend_request {
 #define VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS 14
 #define VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS 15
 #define VHOST_USER_PROTOCOL_F_STATUS 16
+#define VHOST_USER_PROTOCOL_F_SHMEM_MAP 22
 
 /* Device status (virtio 1.4, 2.1). */
 #define VIRTIO_STATUS_DRIVER_OK 4u
@@ -183,6 +184,29 @@ struct moat_vu_inflight {
 	uint16_t num_queues;
 	uint16_t queue_size;
 	uint32_t padding;
+};
+
+#define MOAT_VU_SHMEM_MAX 256u /* a shmid has 8 bits */
+
+/* The reply to GET_SHMEM_CONFIG: sizes by shmid, 0 for none. */
+struct moat_vu_shmem_config {
+	uint32_t nregions; /* sizes that are not 0 */
+	uint32_t padding;
+	uint64_t sizes[MOAT_VU_SHMEM_MAX]; /* bytes, whole pages */
+};
+
+#define MOAT_VU_SHMEM_CONFIG_HEADER 8u
+
+#define MOAT_VU_MMAP_WRITABLE UINT64_C(1)
+
+/* SHMEM_MAP, with one fd, and SHMEM_UNMAP, which has no use for all of it. */
+struct moat_vu_mmap {
+	uint8_t shmid;
+	uint8_t padding[7];
+	uint64_t fd_offset;
+	uint64_t shm_offset;
+	uint64_t len;
+	uint64_t flags;
 };
 
 #endif

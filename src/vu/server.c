@@ -258,6 +258,20 @@ static int set_inflight(struct moat_vu_server *s, struct moat_vu_msg *m)
 	return ret ? ret : OP(s, set_inflight, &m->inflight, &m->fds[0]);
 }
 
+static int get_shmem_config(struct moat_vu_server *s, struct moat_vu_msg *m)
+{
+	struct moat_vu_shmem_config *c = &m->shmem;
+	int ret;
+
+	*c = (struct moat_vu_shmem_config){ 0 };
+	ret = OP(s, get_shmem_config, c->sizes);
+	for (uint32_t i = 0; i < MOAT_VU_SHMEM_MAX; i++)
+		c->nregions += c->sizes[i] != 0;
+	/* Front-ends copy the whole array, however few regions there are. */
+	m->size = sizeof(*c);
+	return ret;
+}
+
 #define F(bit) VHOST_USER_PROTOCOL_F_##bit
 #define U64 SIZE(u64)
 #define STATE SIZE(state)
@@ -316,6 +330,8 @@ static const struct handler handlers[VHOST_USER_REQUESTS] = {
 	[VHOST_USER_SET_STATUS] = { set_status, U64, 0, REPLY_ACK, F(STATUS),
 				    0 },
 	[VHOST_USER_GET_STATUS] = { get_status, 0, 0, REPLY_MSG, F(STATUS), 0 },
+	[VHOST_USER_GET_SHMEM_CONFIG] = { get_shmem_config, 0, 0, REPLY_MSG,
+					  F(SHMEM_MAP), 0 },
 };
 
 void moat_vu_server_init(struct moat_vu_server *s, int fd,

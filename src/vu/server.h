@@ -65,6 +65,8 @@ struct moat_vu_server_ops {
 			    int *fd);
 	int (*set_inflight)(void *dev, const struct moat_vu_inflight *inflight,
 			    int *fd);
+	/* @sizes: MOAT_VU_SHMEM_MAX, zeroed; set those of regions */
+	int (*get_shmem_config)(void *dev, uint64_t *sizes);
 };
 
 struct moat_vu_server {

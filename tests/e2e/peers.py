@@ -16,7 +16,8 @@ import subprocess
 from backends import MoatBlk, StorageDaemon
 from guard import Guard
 from guests import Qemu
-from procs import DEADLINE, TOP, Process, listening, run, wait_until
+from procs import DEADLINE, TOP, Process, build_dir, listening, run, \
+    wait_until
 
 SCRIPTS = os.path.join(TOP, "scripts")
 
@@ -186,8 +187,9 @@ class Qemu11(Qemu):
         super().__init__(devices, memory, cpus, **kwargs)
 
     @staticmethod
-    def disk(socket_path, queues=1, options=""):
+    def disk(socket_path, queues=1, options="", reconnect=False):
         device = Qemu.disk(socket_path, queues)
+        device[1] += ",reconnect-ms=1000" if reconnect else ""
         device[-1] += options
         return device
 
@@ -224,3 +226,34 @@ def sha256(path):
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+# In a guest with a share of "/": this machine's files, with the guest's own
+# devices, under /host.
+HOST_FILES = """
+mkdir -p /host
+mount -t virtiofs -o ro moat /host
+mount -t proc proc /host/proc
+mount -t sysfs sys /host/sys
+mount -t devtmpfs dev /host/dev
+mkdir -p /host/dev/shm
+mount -t tmpfs shm /host/dev/shm
+ip link set lo up
+"""
+
+
+# What starts this machine's programs there.
+IN_HOST = ("cd /; chroot /host /usr/bin/env -i TMPDIR=/dev/shm "
+           "PATH=/usr/bin:/usr/sbin:/bin:/sbin PYTHONDONTWRITEBYTECODE=1 "
+           f"MOAT_TEST_DEADLINE={DEADLINE / 2} MOAT_BUILD={build_dir()}")
+
+
+def inside(guest, script, *words):
+    """Runs a script beside this file in a guest that has HOST_FILES, with this
+    machine's programs; returns its output."""
+    status, output = guest.run(
+        f"{IN_HOST} /usr/bin/python3 "
+        f"{os.path.join(TOP, 'tests/e2e', script)} {' '.join(words)}",
+        check=False)
+    assert status == 0, output
+    return output

@@ -217,6 +217,10 @@ class Session:
         self.backend.config[offset:offset + size] = data
         return None
 
+    def do_get_shmem_config(self, msg):
+        self.reply(msg, vu.shmem_config(self.backend.shmem))
+        return True
+
     def do_reset_device(self, msg):
         for vring in self.vrings.values():
             self.stop(vring)
@@ -339,11 +343,12 @@ class Backend:
     """Listens on @path and serves every connection, in one thread."""
 
     def __init__(self, path, features=FEATURES, protocol=PROTOCOL,
-                 queue_num=8):
+                 queue_num=8, shmem=None):
         self.path = path
         self.features = features
         self.protocol = protocol
         self.queue_num = queue_num
+        self.shmem = shmem or {}
         self.config = bytearray(range(64))
         self.sessions = []
         self.errors = []  # broken promises of the front-end, and own bugs

@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 
+from vhost_user import PATIENCE
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # One line a cause; these are not causes.
@@ -78,7 +80,7 @@ class Guard:
     def find(self, text, since=0):
         return [line for line in self.lines[since:] if re.search(text, line)]
 
-    def wait_line(self, text, since=0, timeout=10):
+    def wait_line(self, text, since=0, timeout=PATIENCE):
         """The first line from @since on that matches the expression."""
         def there():
             return (self.find(text, since) or not self._reader.is_alive()
@@ -139,13 +141,13 @@ class Guard:
         time.sleep(span)  # the span itself is what is measured
         return self.cpu() - before
 
-    def terminate(self, timeout=10):
+    def terminate(self, timeout=PATIENCE):
         """SIGTERM; returns the exit status."""
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout)
 
-    def wait(self, timeout=10):
+    def wait(self, timeout=PATIENCE):
         code = self.process.wait(timeout)
         self._reader.join(5)
         return code
@@ -177,3 +179,17 @@ class Blk(Guard):
         sandbox = [o for o in build.options if o == "--sandbox=none"]
         self._start(build, [*under, program, f"--socket-path={self.path}",
                             f"--blk-file={image}", *sandbox, *options])
+
+
+class MoatFs(Guard):
+    """moat-fs on a folder, listening at @folder/f."""
+
+    def __init__(self, build, folder, shared, *options, name="f", under=(),
+                 pass_fds=()):
+        """@under: the command that starts it."""
+        self.path = f"{folder}/{name}"
+        program = build.program.replace("src/cmd/moat", "src/dev/fs/moat-fs")
+        sandbox = [o for o in build.options if o == "--sandbox=none"]
+        self._start(build, [*under, program, f"--socket-path={self.path}",
+                            f"--shared-dir={shared}", "--tag=moat", *sandbox,
+                            *options], pass_fds)

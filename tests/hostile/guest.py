@@ -56,6 +56,18 @@ class Bank:
         self.shadow = bytearray(canary(seed, size))
         self.device_owned = []  # (offset in file, length): not compared
 
+    def move(self, fd):
+        """To another file, as if it had been there from the start."""
+        os.pwrite(fd, self.file_view, 0)
+        self.view.release()
+        self.file_view.release()
+        self.map.close()
+        size = os.fstat(fd).st_size
+        os.dup2(fd, self.fd, inheritable=False)
+        self.map = mmap.mmap(self.fd, size)
+        self.file_view = memoryview(self.map)
+        self.view = self.file_view[self.region.mmap_offset:]
+
     def close(self):
         try:
             self.view.release()
@@ -234,7 +246,7 @@ class Queue:
         except BlockingIOError:
             return 0
 
-    def wait_used(self, count=1, timeout=10):
+    def wait_used(self, count=1, timeout=vu.PATIENCE):
         """@count used entries, waited for as a driver does: by the call."""
         deadline = vu.deadline_in(timeout)
         out = []
@@ -295,7 +307,7 @@ class Vmm:
     """A VMM session: connects, negotiates, shares RAM, starts queues."""
 
     def __init__(self, sock, ram=None, features=OFFERABLE,
-                 protocol=None, add_mem_reg=False, timeout=10):
+                 protocol=None, add_mem_reg=False, timeout=vu.PATIENCE):
         self.fe = vu.FrontEnd(sock, timeout)
         self.ram = ram or GuestRam()
         self.want = features
@@ -327,7 +339,8 @@ class Vmm:
             self.protocol &= mask(
                 Protocol.MQ, Protocol.REPLY_ACK, Protocol.BACKEND_REQ,
                 Protocol.CONFIG, Protocol.RESET_DEVICE,
-                Protocol.CONFIGURE_MEM_SLOTS, Protocol.STATUS)
+                Protocol.CONFIGURE_MEM_SLOTS, Protocol.STATUS,
+                Protocol.SHMEM_MAP, Protocol.BACKEND_SEND_FD)
             fe.set_protocol_features(self.protocol)
         if self.has(Protocol.MQ):
             self.queue_num = fe.get_queue_num()

@@ -5,98 +5,24 @@ A malformed ring breaks its queue, a malformed request gets the right status;
 either way there is one line, and the disk goes on.
 """
 import os
-import re
 import struct
 
 import pytest
 
 import test_evil_driver
 import test_packed
+from disk import BLK, DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, SECTORS, \
+    UNSUPP, ZEROES, Disk, one_line, seg
 from guard import Blk
-from guest import OFFERABLE, Vmm
+from guest import HOLE, OFFERABLE, Vmm
 from split_ring import WRITE
 from test_packed import PACKED
 from vhost_user import Protocol
 
-SECTORS = 8192
-BLK = 0xffffff  # every device-specific feature that is offered
-OK, IOERR, UNSUPP = 0, 1, 2
-IN, OUT, FLUSH, GET_ID, DISCARD, ZEROES = 0, 1, 4, 8, 11, 13
-
-
-class Disk:
-    """moat-blk, a driver with two queues, and the file under it."""
-
-    def __init__(self, keep, folder, build, *options, under=(), ring=0):
-        self.features = OFFERABLE | BLK | ring
-        self.image = f"{folder}/disk"
-        self.data = bytearray(os.urandom(SECTORS * 512))
-        with open(self.image, "wb") as f:
-            f.write(self.data)
-        self.keep = keep
-        self.blk = keep(Blk(build, folder, self.image, "--num-queues=2",
-                            "--serial=moat-serial", *options, under=under))
-        self.guard = self.blk  # what one_line() looks at
-        self.vmm = self.connect()
-
-    def connect(self):
-        vmm = self.keep(Vmm.connect(self.blk.path, features=self.features))
-        return vmm.setup(queues=2)
-
-    def post(self, queue, header, data=b"", room=0, status=True):
-        """A request as it stands; returns (status byte's address, room's)."""
-        ram, segs = queue.ram, []
-        for part in (header, data):
-            if part:
-                at = ram.alloc(len(part))
-                ram.write(at, part)
-                segs.append((at, len(part), 0))
-        into = ram.alloc(room) if room else 0
-        if room:
-            ram.device_may_write(into, room)
-            segs.append((into, room, WRITE))
-        at = 0
-        if status:
-            at = ram.alloc(1)
-            ram.write(at, b"\xee")
-            ram.device_may_write(at, 1)
-            segs.append((at, 1, WRITE))
-        queue.ring.add(segs)
-        queue.publish()
-        return at, into
-
-    def ask(self, kind, sector=0, data=b"", room=0, queue=0, header=None):
-        """(status, bytes written to the room) of one request."""
-        q = self.vmm.queues[queue]
-        if header is None:
-            header = struct.pack("<IIQ", kind, 0, sector)
-        at, into = self.post(q, header, data, room)
-        (_, length), = q.wait_used()
-        assert length == room + 1, "used.len covers all that is writable"
-        return q.ram.read(at, 1)[0], q.ram.read(into, room) if room else b""
-
-    def works(self, queue=1):
-        data = os.urandom(4096)
-        assert self.ask(OUT, 8, data, queue=queue)[0] == OK
-        self.data[8 * 512:16 * 512] = data
-        assert self.ask(IN, 8, room=4096, queue=queue) == (OK, data)
-
-    def file_is_as_meant(self):
-        with open(self.image, "rb") as f:
-            assert f.read() == bytes(self.data)
-        self.vmm.ram.check()
-
-
-def one_line(disk, mark, *texts):
-    disk.blk.wait_line(r": (error|warning): (?!runs without)", mark)
-    lines = disk.blk.complaints(mark)
-    assert len(lines) == 1, lines
-    for text in ("^moat-blk: ", *texts):
-        assert re.search(text, lines[0]), (text, lines[0])
-
 
 @pytest.fixture(name="disk", params=["--engine=uring", "--engine=sync",
-                                     "--threads=1", "packed"])
+                                     "--threads=1",
+                                     "--registered-buffers=on", "packed"])
 def fixture_disk(request, keep, folder, sanitized):
     if request.param == "packed":
         return Disk(keep, folder, sanitized, ring=PACKED)
@@ -146,10 +72,6 @@ def test_malformed_ring_breaks_its_queue_only(keep, folder, sanitized, ring,
     disk.works(1)
 
 
-def seg(sector, count, flags=0):
-    return struct.pack("<QII", sector, count, flags)
-
-
 REFUSED = {
     "read_past_the_end": (IN, SECTORS, b"", 512, IOERR, "past the end"),
     "read_across_the_end": (IN, SECTORS - 1, b"", 1024, IOERR, "past the end"),
@@ -159,6 +81,12 @@ REFUSED = {
     "read_of_an_odd_length": (IN, 0, b"", 511, IOERR, "multiple of 512"),
     "write_past_the_end": (OUT, SECTORS, b"x" * 512, 0, IOERR, "past the end"),
     "write_of_an_odd_length": (OUT, 0, b"x" * 513, 0, IOERR, "multiple of 512"),
+    "write_across_the_end": (OUT, SECTORS - 1, b"x" * 1024, 0, IOERR,
+                             "past the end"),
+    "write_whose_sector_wraps": (OUT, 2 ** 64 - 1, b"x" * 1024, 0, IOERR,
+                                 "past the end"),
+    "write_whose_byte_offset_wraps": (OUT, 2 ** 55, b"x" * 512, 0, IOERR,
+                                      "past the end"),
     "unknown_type": (77, 0, b"", 0, UNSUPP, "not supported"),
     "secure_erase": (14, 0, seg(0, 8), 0, UNSUPP, "not supported"),
     "huge_type": (0xffffffff, 0, b"", 16, UNSUPP, "not supported"),
@@ -175,6 +103,17 @@ REFUSED = {
                                     "flags"),
     "discard_of_too_many_sectors": (DISCARD, 0, seg(0, 2 ** 32 - 1), 0, IOERR,
                                     "too many sectors"),
+    "discard_of_a_byte_more": (DISCARD, 0, seg(0, 8) + b"x", 0, IOERR,
+                               "bytes of segments"),
+    "zeroes_of_nothing": (ZEROES, 0, b"", 0, IOERR, "bytes of segments"),
+    "zeroes_of_too_many_segments": (ZEROES, 0, seg(0, 8) * 17, 0, IOERR,
+                                    "bytes of segments"),
+    "zeroes_past_the_end": (ZEROES, 0, seg(SECTORS, 1), 0, IOERR,
+                            "past the end"),
+    "zeroes_that_wrap": (ZEROES, 0, seg(2 ** 64 - 8, 8, 1), 0, IOERR,
+                         "past the end"),
+    "zeroes_of_too_many_sectors": (ZEROES, 0, seg(0, 2 ** 32 - 1), 0, IOERR,
+                                   "too many sectors"),
     "zeroes_with_unknown_flags": (ZEROES, 0, seg(0, 8, 2), 0, UNSUPP, "flags"),
     "bad_segment_after_a_good_one": (ZEROES, 0, seg(0, 8) + seg(SECTORS, 1), 0,
                                      IOERR, "past the end"),
@@ -201,12 +140,28 @@ def test_short_header_gets_an_error(disk, size):
     disk.works(0)
 
 
-def test_request_without_a_status_byte_breaks_its_queue(disk):
+STATUSES = {
+    "missing": (lambda ram: [], "status"),
+    "not_writable": (lambda ram: [(ram.alloc(1), 1, 0)], "status"),
+    "empty": (lambda ram: [(ram.alloc(1), 0, WRITE)], "status"),
+    "outside_of_memory": (lambda ram: [(HOLE, 1, WRITE)], "outside"),
+    "not_writable_after_data_that_is": (
+        lambda ram: [(ram.alloc(512), 512, WRITE), (ram.alloc(1), 1, 0)],
+        "after"),
+}
+
+
+@pytest.mark.parametrize("case", STATUSES)
+def test_request_without_a_status_byte_breaks_its_queue(disk, case):
+    status, text = STATUSES[case]
     mark = len(disk.blk.lines)
     bad = disk.vmm.queues[0]
-    disk.post(bad, struct.pack("<IIQ", OUT, 0, 0), b"x" * 512, status=False)
+    at, data = bad.ram.alloc(16), bad.ram.alloc(512)
+    bad.ram.write(at, struct.pack("<IIQ", OUT, 0, 0))
+    bad.ring.add([(at, 16, 0), (data, 512, 0), *status(bad.ram)])
+    bad.publish()
     assert bad.erred()
-    one_line(disk, mark, "queue 0", "status")
+    one_line(disk, mark, "queue 0", text)
     disk.works(1)
     disk.file_is_as_meant()
 
@@ -354,3 +309,14 @@ def test_the_strict_sandbox_leaves_nothing(keep, folder, plain):
             os.readlink(f"/proc/self/ns/{kind}"), kind
     assert os.listdir(f"/proc/{child}/root") == []
     assert not disk.blk.find("sandbox: ")
+
+
+def test_many_vmms_leave_it_in_its_sandbox(keep, folder, plain):
+    """What a queue's memory is given back with is allowed, too."""
+    disk = Disk(keep, folder, plain, "--threads=1")
+    for num in (128, 128, 1024, 64, 128):
+        disk.vmm.close()
+        disk.vmm = keep(Vmm.connect(disk.blk.path, features=OFFERABLE | BLK))
+        disk.vmm.setup(queues=2, num=num)
+        disk.works(0)
+        disk.works(1)

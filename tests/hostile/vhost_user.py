@@ -28,6 +28,10 @@ VRING_ADDR = struct.Struct("=IIQQQQ")
 REGION = struct.Struct("=QQQQ")
 MEM_HEADER = struct.Struct("=II")
 CONFIG = struct.Struct("=III")
+SHMEM_HEADER = struct.Struct("=II")
+# shmid, offset in the file, offset in the region, length, flags
+MMAP = struct.Struct("=B7xQQQQ")
+WRITABLE = 1
 
 
 class Request(enum.IntEnum):
@@ -112,6 +116,7 @@ class Protocol(enum.IntEnum):
     XEN_MMAP = 17
     SHARED_OBJECT = 18
     DEVICE_STATE = 19
+    SHMEM_MAP = 22
 
 
 class Feature(enum.IntEnum):
@@ -136,6 +141,10 @@ def mask(*bits):
 
 class Closed(Exception):
     """The other end closed the connection."""
+
+
+# Seconds to wait for what has to come; more inside a slow guest.
+PATIENCE = float(os.environ.get("MOAT_TEST_DEADLINE", "10"))
 
 
 class Timeout(Exception):
@@ -257,6 +266,12 @@ def config(offset, size, flags=0, data=None):
     """A config space description; @data defaults to @size zero bytes."""
     return CONFIG.pack(offset, size, flags) + (
         bytes(size) if data is None else data)
+
+
+def shmem_config(regions, count=None, entries=256):
+    """@regions: {shmid: size}."""
+    return SHMEM_HEADER.pack(len(regions) if count is None else count, 0) \
+        + b"".join(U64.pack(regions.get(n, 0)) for n in range(entries))
 
 
 class FrontEnd:
@@ -394,6 +409,16 @@ class FrontEnd:
 
     def get_status(self):
         return self.get_u64(Request.GET_STATUS)
+
+    def get_shmem_config(self):
+        """Sizes of the regions, as {shmid: size}."""
+        reply = self.call(Request.GET_SHMEM_CONFIG)
+        count, _ = SHMEM_HEADER.unpack_from(reply)
+        assert len(reply) == SHMEM_HEADER.size + 256 * U64.size
+        sizes = [U64.unpack_from(reply, 8 + 8 * n)[0] for n in range(256)]
+        regions = {n: size for n, size in enumerate(sizes) if size}
+        assert len(regions) == count
+        return regions
 
 
 class MappedRegion:

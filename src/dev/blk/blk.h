@@ -36,12 +36,14 @@ struct blk_disk {
 	bool null;		       /* no file at all: for measuring */
 	bool read_only;
 	bool can_discard, can_zero;
+	bool register_buffers; /* guest memory is pinned for io_uring */
 	char serial[VIRTIO_BLK_ID_BYTES];
 	uint64_t capacity;  /* sectors; atomic: workers look at it */
 	bool write_through; /* atomic: as the driver chose */
 	bool wce_start;	    /* write cache as --cache= says */
 	uint64_t accepted;  /* features */
 	int said;	    /* errno that was logged last, atomic */
+	bool said_unpinned; /* that buffers can not be registered, atomic */
 	struct virtio_blk_config config;
 	const uint8_t *zeroes; /* BLK_ZEROES of them */
 	struct moat_log *log;
@@ -112,6 +114,8 @@ bool blk_result(struct blk_disk *disk, struct blk_req *r, int res);
 int blk_worker_start(void *dev, void **worker, int *fd);
 bool blk_worker_poll(void *dev, void *worker);
 void blk_worker_stop(void *dev, void *worker);
+void blk_worker_memory(void *dev, void *worker, const struct iovec *iov,
+		       uint32_t n);
 void blk_request(void *dev, void *worker, struct moat_request *req);
 
 #endif

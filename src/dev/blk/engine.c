@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <liburing.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "dev/blk/blk.h"
+#include "dev/blk/buffers.h"
 
 #define ENTRIES 256u
 
@@ -26,6 +28,7 @@ struct engine {
 	struct blk_disk *disk;
 	struct io_uring ring;
 	bool has_ring;
+	struct blk_buffers *buffers; /* NULL: none are registered */
 	uint32_t unsubmitted;
 	struct blk_req *waiting, **last; /* for room in the ring */
 };
@@ -72,16 +75,36 @@ static int now(const struct blk_disk *d, const struct blk_req *r)
 
 /* ---- by io_uring ---- */
 
-static void prepare(struct io_uring_sqe *sqe, struct blk_req *r)
+/* A read or write; of memory that is registered, if it is in one piece. */
+static void prepare_data(struct engine *e, struct io_uring_sqe *sqe,
+			 struct blk_req *r, int fd)
+{
+	int slot = -1;
+
+	if (e->buffers && r->niov == 1)
+		slot = blk_buffers_find(e->buffers, r->iov);
+	if (slot >= 0 && r->step == BLK_READ)
+		io_uring_prep_read_fixed(sqe, fd, r->iov->iov_base,
+					 (unsigned int)r->len, r->offset, slot);
+	else if (slot >= 0)
+		io_uring_prep_write_fixed(sqe, fd, r->iov->iov_base,
+					  (unsigned int)r->len, r->offset,
+					  slot);
+	else if (r->step == BLK_READ)
+		io_uring_prep_readv(sqe, fd, r->iov, pieces(r), r->offset);
+	else
+		io_uring_prep_writev(sqe, fd, r->iov, pieces(r), r->offset);
+}
+
+static void prepare(struct engine *e, struct io_uring_sqe *sqe,
+		    struct blk_req *r)
 {
 	int fd = r->direct ? DIRECT : BUFFERED;
 
 	switch (r->step) {
 	case BLK_READ:
-		io_uring_prep_readv(sqe, fd, r->iov, pieces(r), r->offset);
-		break;
 	case BLK_WRITE:
-		io_uring_prep_writev(sqe, fd, r->iov, pieces(r), r->offset);
+		prepare_data(e, sqe, r, fd);
 		break;
 	case BLK_SYNC:
 		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
@@ -107,7 +130,7 @@ static bool queue(struct engine *e, struct blk_req *r)
 
 	if (!sqe)
 		return false;
-	prepare(sqe, r);
+	prepare(e, sqe, r);
 	e->unsubmitted++;
 	return true;
 }
@@ -180,21 +203,48 @@ static int ring_register(struct io_uring *ring, unsigned int what, void *arg,
 }
 
 /* Only what is used: io_uring passes by the system call filter. */
-static int restrict_ring(struct io_uring *ring)
+static int restrict_ring(struct engine *e)
 {
-	static const uint8_t ops[] = { IORING_OP_READV, IORING_OP_WRITEV,
-				       IORING_OP_FSYNC, IORING_OP_FALLOCATE };
-	struct io_uring_restriction r[sizeof(ops) + 1];
+	static const uint8_t ops[] = {
+		IORING_OP_READV,     IORING_OP_WRITEV,	   IORING_OP_FSYNC,
+		IORING_OP_FALLOCATE, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED
+	};
+	/* The last two, and filling the table, only where there is one. */
+	unsigned int n = e->buffers ? sizeof(ops) : sizeof(ops) - 2;
+	struct io_uring_restriction r[sizeof(ops) + 2];
 
 	memset(r, 0, sizeof(r));
-	for (unsigned int i = 0; i < sizeof(ops); i++) {
+	for (unsigned int i = 0; i < n; i++) {
 		r[i].opcode = IORING_RESTRICTION_SQE_OP;
 		r[i].sqe_op = ops[i];
 	}
-	r[sizeof(ops)].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
-	r[sizeof(ops)].sqe_flags = IOSQE_FIXED_FILE;
-	return ring_register(ring, IORING_REGISTER_RESTRICTIONS, r,
-			     sizeof(ops) + 1);
+	r[n].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
+	r[n++].sqe_flags = IOSQE_FIXED_FILE;
+	if (e->buffers) {
+		r[n].opcode = IORING_RESTRICTION_REGISTER_OP;
+		r[n++].register_op = IORING_REGISTER_BUFFERS_UPDATE;
+	}
+	return ring_register(&e->ring, IORING_REGISTER_RESTRICTIONS, r, n);
+}
+
+/* Without them it works as well: said, and gone on. */
+static void open_buffers(struct engine *e)
+{
+	int ret = -ENOMEM;
+
+	if (!e->disk->register_buffers)
+		return;
+	e->buffers = malloc(sizeof(*e->buffers));
+	if (e->buffers)
+		ret = blk_buffers_open(e->buffers, &e->ring);
+	if (!ret)
+		return;
+	moat_device_log(e->disk->log, MOAT_DEVICE_WARNING,
+			"--registered-buffers: this kernel has none that can "
+			"change: %s; goes on without",
+			strerror(-ret));
+	free(e->buffers);
+	e->buffers = NULL;
 }
 
 static int open_ring(struct engine *e)
@@ -215,13 +265,44 @@ static int open_ring(struct engine *e)
 	ret = io_uring_register_files(&e->ring, files,
 				      d->direct_fd >= 0 ? 2 : 1);
 	if (!ret)
-		ret = restrict_ring(&e->ring);
+		open_buffers(e);
+	if (!ret)
+		ret = restrict_ring(e);
 	if (!ret)
 		ret = ring_register(&e->ring, IORING_REGISTER_ENABLE_RINGS,
 				    NULL, 0);
 	if (ret)
 		io_uring_queue_exit(&e->ring);
 	return ret;
+}
+
+void blk_worker_memory(void *dev, void *worker, const struct iovec *iov,
+		       uint32_t n)
+{
+	struct engine *e = worker;
+	struct blk_disk *d = dev;
+	uint64_t bytes = 0;
+	int ret;
+
+	if (!e->buffers)
+		return;
+	ret = blk_buffers_set(e->buffers, iov, n, &bytes);
+	if (!ret && n)
+		moat_device_log(d->log, MOAT_DEVICE_INFO,
+				"%" PRIu64 " bytes of guest memory are pinned "
+				"(--registered-buffers=on)",
+				bytes);
+	if (ret &&
+	    !__atomic_exchange_n(&d->said_unpinned, true, __ATOMIC_RELAXED))
+		moat_device_log(
+			d->log, MOAT_DEVICE_WARNING,
+			"--registered-buffers: guest memory can not be pinned: "
+			"%s (%" PRIu64 " bytes are); requests go on without%s",
+			strerror(-ret), bytes,
+			ret == -ENOMEM ? "; raise the limit on locked memory "
+					 "(ulimit -l, LimitMEMLOCK=), for each "
+					 "thread as much as the guest has"
+				       : "");
 }
 
 int blk_worker_start(void *dev, void **worker, int *fd)
@@ -240,6 +321,7 @@ int blk_worker_start(void *dev, void **worker, int *fd)
 				"no io_uring here: %s; --engine=sync does "
 				"without",
 				strerror(-ret));
+		free(e->buffers);
 		free(e);
 		return ret;
 	}
@@ -256,5 +338,6 @@ void blk_worker_stop(void *dev, void *worker)
 	(void)dev;
 	if (e->has_ring)
 		io_uring_queue_exit(&e->ring);
+	free(e->buffers);
 	free(e);
 }

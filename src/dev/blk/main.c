@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "dev/blk/blk.h"
 
@@ -19,6 +20,7 @@ enum {
 	OPT_SERIAL,
 	OPT_BLOCK,
 	OPT_ENGINE,
+	OPT_BUFFERS,
 };
 
 static const struct argp_option options[] = {
@@ -40,6 +42,10 @@ static const struct argp_option options[] = {
 	  "auto (default: io_uring, but at once for a file in memory), uring, "
 	  "sync",
 	  0 },
+	{ "registered-buffers", OPT_BUFFERS, "on|off", 0,
+	  "pin all guest memory for io_uring (default off: it takes the memory "
+	  "for good, and a guest with a balloon must not have it)",
+	  0 },
 	{ 0 },
 };
 
@@ -47,6 +53,7 @@ struct args {
 	struct moat_device_config config;
 	struct blk_options blk;
 	bool sync;
+	bool buffers;
 };
 
 static uint64_t size(const char *arg, struct argp_state *state)
@@ -105,6 +112,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 					      "writethrough", "directsync",
 					      NULL };
 	static const char *const engines[] = { "auto", "uring", "sync", NULL };
+	static const char *const off_on[] = { "off", "on", NULL };
 	struct args *a = state->input;
 	int engine;
 
@@ -139,6 +147,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->blk.async = engine == 1;
 		a->sync = engine == 2;
 		break;
+	case OPT_BUFFERS:
+		a->buffers = word(arg, off_on, "registered-buffers", state);
+		break;
 	case ARGP_KEY_END:
 		check(a, state);
 		break;
@@ -160,6 +171,30 @@ static const char *const syscalls[] = {
 	"fallocate",	  "ioctl",  "lseek",   NULL,
 };
 
+/* And with registered buffers; the ring takes nothing else by then. */
+static const char *const with_buffers[] = {
+	"io_uring_enter",
+	"preadv",
+	"pwritev",
+	"fdatasync",
+	"fallocate",
+	"ioctl",
+	"lseek",
+	"io_uring_register",
+	NULL,
+};
+
+/* Pinned memory counts as locked. All that we may have, then. */
+static void allow_pinning(void)
+{
+	struct rlimit lim = { RLIM_INFINITY, RLIM_INFINITY };
+
+	if (!setrlimit(RLIMIT_MEMLOCK, &lim) || getrlimit(RLIMIT_MEMLOCK, &lim))
+		return;
+	lim.rlim_cur = lim.rlim_max;
+	setrlimit(RLIMIT_MEMLOCK, &lim);
+}
+
 static const struct moat_device_ops ops = {
 	.type = "block",
 	.request_size = sizeof(struct blk_req),
@@ -169,6 +204,7 @@ static const struct moat_device_ops ops = {
 	.set_config = blk_set_config,
 	.worker_start = blk_worker_start,
 	.worker_poll = blk_worker_poll,
+	.worker_memory = blk_worker_memory,
 	.worker_stop = blk_worker_stop,
 	.request = blk_request,
 	.reset = blk_reset,
@@ -222,6 +258,11 @@ int main(int argc, char **argv)
 	disk.log = a.config.log;
 	ret = blk_disk_open(&disk, &a.blk);
 	disk.in_memory |= a.sync;
+	disk.register_buffers = a.buffers && !disk.in_memory;
+	if (disk.register_buffers) {
+		a.config.syscalls = with_buffers;
+		allow_pinning();
+	}
 	ret = ret ? 1 : moat_device_serve(&a.config);
 	blk_disk_close(&disk);
 	free(a.config.log);

@@ -336,7 +336,10 @@ bool blk_result(struct blk_disk *d, struct blk_req *r, int res)
 		}
 		return res < 0 ? fail(d, r, -res) : moved(d, r, (uint64_t)res);
 	}
-	if (res < 0 && r->step == BLK_PUNCH && res == -EOPNOTSUPP &&
+	/* A device with larger blocks than the range is aligned to. */
+	if (res == -EINVAL && d->is_device && r->step != BLK_SYNC)
+		res = -EOPNOTSUPP;
+	if (res == -EOPNOTSUPP && r->step == BLK_PUNCH &&
 	    r->type == VIRTIO_BLK_T_DISCARD)
 		res = 0; /* a discard is advice */
 	if (res == -EOPNOTSUPP && r->step != BLK_SYNC) {

@@ -17,6 +17,7 @@
 
 #include "core/devq.h"
 #include "dev/host/inflight.h"
+#include "dev/host/shmem.h"
 #include "os/log.h"
 #include "os/loop.h"
 #include "vu/memory.h"
@@ -72,7 +73,7 @@ struct moat_device {
 	/* one VMM's time with us */
 	struct moat_vu_server server;
 	struct moat_source server_src;
-	struct moat_vu_conn channel; /* of SET_BACKEND_REQ_FD; fd -1: none */
+	struct moat_host_shmem shmem; /* and the channel for our requests */
 	struct moat_vu_memory mem;
 	struct moat_inflight inflight;
 	uint64_t accepted;

@@ -113,6 +113,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	static const char *const sandboxes[] = { "none", "seccomp", "strict",
 						 NULL };
 	struct moat_device_config *c = state->input;
+	bool serves_files = c->ops->entered;
 
 	switch (key) {
 	case OPT_SOCKET:
@@ -135,6 +136,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		c->once = true;
 		break;
 	case OPT_SANDBOX:
+		/* Names that virtiofsd has for what is no less than strict. */
+		if (serves_files &&
+		    (!strcmp(arg, "namespace") || !strcmp(arg, "chroot")))
+			arg = (char *)"strict";
 		c->sandbox = (enum moat_sandbox_level)word(arg, sandboxes,
 							   "sandbox", state);
 		break;

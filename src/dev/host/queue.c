@@ -51,10 +51,9 @@ static uint32_t pieces(struct moat_memmap *map, const struct moat_seg *seg,
 	return n;
 }
 
-static struct iovec *room_for(struct moat_slot *s, uint32_t n)
+/* For chains that the slot itself has no room for; kept for the next. */
+static struct iovec *spill_for(struct moat_slot *s, uint32_t n)
 {
-	if (n <= MOAT_HOST_IOV)
-		return s->iov;
 	if (n > s->spill_n) {
 		struct iovec *p = realloc(s->spill, n * sizeof(*p));
 
@@ -69,19 +68,24 @@ static struct iovec *room_for(struct moat_slot *s, uint32_t n)
 static int fill_slot(struct moat_queue *q, struct moat_slot *s,
 		     struct moat_memmap *map, const struct moat_chain *c)
 {
-	const struct moat_seg *w = c->seg + c->nread;
-	uint32_t nr = pieces(map, c->seg, c->nread, s->iov, 0);
-	uint32_t nw = pieces(map, w, c->nwrite, s->iov, 0);
-	struct iovec *iov = room_for(s, nr + nw);
+	uint32_t nseg = (uint32_t)c->nread + c->nwrite;
+	uint32_t nr, n, room = MOAT_HOST_IOV;
+	struct iovec *iov = s->iov;
 
-	if (!iov)
-		return -ENOMEM;
-	pieces(map, c->seg, c->nread, iov, nr);
-	pieces(map, w, c->nwrite, iov + nr, nw);
+	/* Lookups are what a small request costs most: once, if they fit. */
+	nr = pieces(map, c->seg, c->nread, iov, room);
+	n = nr + pieces(map, c->seg + c->nread, c->nwrite, iov + nr,
+			nr < room ? room - nr : 0);
+	if (n > room) {
+		iov = spill_for(s, n);
+		if (!iov)
+			return -ENOMEM;
+		pieces(map, c->seg, nseg, iov, n);
+	}
 	s->req.readable = iov;
 	s->req.writable = iov + nr;
 	s->req.nreadable = nr;
-	s->req.nwritable = nw;
+	s->req.nwritable = n - nr;
 	s->req.read_len = c->read_len;
 	s->req.write_len = c->write_len;
 	s->busy = true;
@@ -425,6 +429,8 @@ int moat_queue_start(struct moat_queue *q)
 				       &ring);
 	q->started = !ret;
 	if (!ret)
+		moat_host_shmem_running(q->device, true);
+	if (!ret)
 		log_debug(q->device->log,
 			  "queue %u: started, %s, size %u, base 0x%x%s",
 			  q->index, ring.packed ? "packed" : "split", q->num,
@@ -436,6 +442,7 @@ void moat_queue_stop(struct moat_queue *q)
 {
 	if (!q->started)
 		return;
+	moat_host_shmem_running(q->device, false);
 	moat_worker_call(q->worker, q, true, stop_on_worker, NULL);
 	q->started = false;
 	log_debug(q->device->log, "queue %u: stopped, base 0x%x", q->index,

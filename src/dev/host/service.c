@@ -3,12 +3,14 @@
  * The process: socket, sandbox, workers, VMM after VMM, signals.
  */
 #include <errno.h>
+#include <grp.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "dev/host/host.h"
@@ -21,12 +23,13 @@
 #define FILES 128u
 #define HEAP (UINT64_C(256) << 20)
 #define HEAP_QUEUE (UINT64_C(64) << 20)
-#define SYSCALLS_MAX 96u
+#define SYSCALLS_MAX 192u
 
 struct service {
 	struct moat_device device;
 	const struct moat_device_config *config;
 	int listen_fd, vmm_fd;
+	struct moat_sandbox_dir dir; /* if the device serves one */
 	struct moat_source listen_src, signal_src;
 	bool stopping;
 };
@@ -72,11 +75,13 @@ static const char *const syscalls[] = {
 };
 /* clang-format on */
 
-static void append(struct moat_syscall *list, uint32_t *n,
-		   const char *const *names)
+/* Return: 0, or -E2BIG: a list that is cut off would be a trap. */
+static int append(struct moat_syscall *list, uint32_t *n,
+		  const char *const *names)
 {
 	for (; names && *names && *n < SYSCALLS_MAX; names++)
 		list[(*n)++].name = *names;
+	return names && *names ? -E2BIG : 0;
 }
 
 static int forbid_syscalls(const struct moat_device_config *c)
@@ -84,8 +89,8 @@ static int forbid_syscalls(const struct moat_device_config *c)
 	struct moat_syscall list[SYSCALLS_MAX + 2] = { { 0 } };
 	uint32_t n = 0;
 
-	append(list, &n, syscalls);
-	append(list, &n, c->syscalls);
+	if (append(list, &n, syscalls) || append(list, &n, c->syscalls))
+		return -E2BIG;
 	/* For moat_workers_watch(): threads of our own. */
 	list[n++] = (struct moat_syscall){ .name = "tgkill",
 					   .arg = 1,
@@ -151,7 +156,7 @@ static int listen_for_vmm(struct service *v)
 }
 
 /* The stages that have to come before there are threads. */
-static int early_sandbox(const struct moat_device_config *c)
+static int early_sandbox(const struct moat_device_config *c, int root_fd)
 {
 	int ret;
 
@@ -161,18 +166,19 @@ static int early_sandbox(const struct moat_device_config *c)
 	}
 	ret = moat_sandbox_hide();
 	if (!ret)
-		ret = moat_sandbox_privileges(false);
+		ret = moat_sandbox_privileges(c->capabilities);
 	if (ret)
 		log_err(c->log, "sandbox: can not drop privileges: %s",
 			strerror(-ret));
 	if (ret || c->sandbox != MOAT_SANDBOX_STRICT)
 		return ret;
-	ret = moat_sandbox_landlock();
+	ret = c->no_landlock ? 0 : moat_sandbox_landlock(root_fd);
 	if (ret)
-		log_warn(c->log, "sandbox: no Landlock here: %s",
+		log_warn(c->log, "sandbox: no Landlock here%s: %s",
+			 root_fd < 0 ? "" : " (Linux 5.19 has what it takes)",
 			 strerror(-ret));
-	ret = moat_sandbox_limits(FILES + 8 * c->num_queues,
-				  HEAP + HEAP_QUEUE * c->num_queues);
+	ret = moat_sandbox_limits(FILES + 8 * c->num_queues + c->files,
+				  HEAP + HEAP_QUEUE * c->num_queues + c->heap);
 	if (ret)
 		log_warn(c->log, "sandbox: can not set limits: %s",
 			 strerror(-ret));
@@ -184,6 +190,8 @@ static int set_up(struct service *v, const sigset_t *signals)
 	struct moat_device *d = &v->device;
 	int ret = moat_loop_init(&d->loop);
 
+	if (!ret)
+		ret = moat_host_shmem_init(d);
 	if (ret)
 		return ret;
 	v->signal_src = (struct moat_source){
@@ -264,14 +272,49 @@ static int one_vmm(struct service *v)
 	return 0;
 }
 
+static int open_dir(struct service *v)
+{
+	const struct moat_device_config *c = v->config;
+	int ret;
+
+	if (!c->shared_dir)
+		return 0;
+	/* Modes are the guest's business; so are groups, if users are. */
+	umask(0);
+	if (!geteuid())
+		setgroups(0, NULL);
+	ret = moat_sandbox_open(&v->dir);
+	if (ret)
+		log_err(c->log, "can not open the directory %s: %s",
+			c->shared_dir, strerror(-ret));
+	return ret;
+}
+
+/* The device gets its directory. */
+static int enter(struct service *v)
+{
+	const struct moat_device_config *c = v->config;
+
+	if (!c->shared_dir)
+		return 0;
+	return c->ops->entered(c->dev, moat_fd_take(&v->dir.root_fd),
+			       moat_fd_take(&v->dir.proc_fd));
+}
+
 static int run(struct service *v, const sigset_t *signals)
 {
 	const struct moat_device_config *c = v->config;
 	struct moat_device *d = &v->device;
-	int ret = early_sandbox(c);
+	int ret = open_dir(v);
 
 	if (!ret)
+		ret = early_sandbox(c, v->dir.root_fd);
+	if (!ret)
+		ret = enter(v);
+	if (!ret)
 		ret = set_up(v, signals);
+	if (!ret && c->ops->attached)
+		c->ops->attached(c->dev, d);
 	if (!ret)
 		ret = start_workers(d);
 	if (!ret && c->sandbox != MOAT_SANDBOX_NONE) {
@@ -285,6 +328,7 @@ static int run(struct service *v, const sigset_t *signals)
 	while (!ret)
 		ret = one_vmm(v);
 	stop_workers(d);
+	moat_host_shmem_fini(d);
 	moat_fd_close(&v->signal_src.fd);
 	moat_fd_close(&d->wake_src.fd);
 	moat_loop_fini(&d->loop);
@@ -300,19 +344,22 @@ int moat_device_serve(const struct moat_device_config *c)
 
 	if (!v)
 		return 1;
+	/*
+	 * A thread's arena of its own is given back by way of open(), which
+	 * the filter of system calls kills us for; the main one by brk().
+	 */
+	mallopt(M_ARENA_MAX, 1);
 	v->config = v->device.config = c;
 	v->device.log = c->log;
 	v->listen_fd = v->vmm_fd = v->signal_src.fd = -1;
 	v->device.loop.epfd = v->device.wake_src.fd = -1;
-	/*
-	 * With arenas of their own, threads that free much look into /proc,
-	 * which the system call filter kills for.
-	 */
-	mallopt(M_ARENA_MAX, 1);
+	v->device.shmem.channel.fd = v->device.shmem.wake_fd = -1;
+	v->dir = (struct moat_sandbox_dir){ c->shared_dir, -1, -1 };
 	block_signals(&signals);
 	ret = listen_for_vmm(v) ? 1 : 0;
 	if (!ret && c->sandbox == MOAT_SANDBOX_STRICT)
-		child = moat_sandbox_separate(c->log);
+		child = moat_sandbox_separate(c->log,
+					      c->shared_dir ? &v->dir : NULL);
 	if (child < 0) {
 		log_err(c->log, "sandbox: can not go on in a child: %s",
 			strerror(-child));

@@ -24,6 +24,8 @@
 	(P(MQ) | P(REPLY_ACK) | P(BACKEND_REQ) | P(CONFIG) |            \
 	 P(INFLIGHT_SHMFD) | P(RESET_DEVICE) | P(CONFIGURE_MEM_SLOTS) | \
 	 P(STATUS))
+/* Of a device with shared memory: it sends fds. */
+#define SHMEM_FEATURES (P(SHMEM_MAP) | P(BACKEND_SEND_FD))
 
 static const struct moat_device_ops *ops_of(const struct moat_device *d)
 {
@@ -97,16 +99,21 @@ static int op_set_features(void *dev, uint64_t features)
 
 static int op_get_protocol_features(void *dev, uint64_t *features)
 {
-	(void)dev;
+	struct moat_device *d = dev;
+
 	*features = PROTOCOL_FEATURES;
+	if (moat_vu_shmem_any(&d->shmem.table))
+		*features |= SHMEM_FEATURES;
 	return 0;
 }
 
 static int op_set_protocol_features(void *dev, uint64_t features)
 {
 	struct moat_device *d = dev;
+	uint64_t has = 0;
 
-	return moat_vu_check_protocol(d->log, features, PROTOCOL_FEATURES);
+	op_get_protocol_features(dev, &has);
+	return moat_vu_check_protocol(d->log, features, has);
 }
 
 static int op_set_owner(void *dev)
@@ -120,6 +127,7 @@ static int op_reset(void *dev)
 	struct moat_device *d = dev;
 
 	stop_all(d);
+	moat_host_shmem_forget(d, true);
 	d->status = 0;
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
@@ -379,21 +387,28 @@ static int op_set_backend_req_fd(void *dev, int *fd)
 {
 	struct moat_device *d = dev;
 
-	moat_vu_conn_close(&d->channel);
-	moat_vu_conn_init(&d->channel, moat_fd_take(fd));
+	moat_host_shmem_channel(d, moat_fd_take(fd));
+	return 0;
+}
+
+static int op_get_shmem_config(void *dev, uint64_t *sizes)
+{
+	struct moat_device *d = dev;
+
+	memcpy(sizes, d->config->shmem, sizeof(d->config->shmem));
 	return 0;
 }
 
 /* Legal once there is a channel and the driver has started; else later. */
 static void tell_config(struct moat_device *d)
 {
-	if (!d->config_changed || d->channel.fd < 0 || !any_started(d))
+	if (!d->config_changed || !any_started(d) ||
+	    !moat_host_shmem_has_channel(d))
 		return;
 	d->config_changed = false;
-	if (moat_vu_conn_send(&d->channel, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
-			      0, NULL, 0, NULL, 0)) {
+	if (moat_host_shmem_tell(d, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)) {
 		log_warn(d->log, "front-end does not take config changes");
-		moat_vu_conn_close(&d->channel);
+		moat_host_shmem_channel(d, -1);
 	}
 }
 
@@ -462,6 +477,7 @@ static const struct moat_vu_server_ops ops = {
 	.get_status = op_get_status,
 	.get_inflight = op_get_inflight,
 	.set_inflight = op_set_inflight,
+	.get_shmem_config = op_get_shmem_config,
 };
 
 /* ---- what happens by itself ---- */
@@ -491,7 +507,6 @@ int moat_session_begin(struct moat_device *d, int fd)
 	d->end = 0;
 	d->accepted = d->status = 0;
 	moat_vu_server_init(&d->server, fd, &ops, d, d->log);
-	moat_vu_conn_init(&d->channel, -1);
 	moat_vu_memory_init(&d->mem, d->log);
 	moat_inflight_init(&d->inflight);
 	d->server_src = (struct moat_source){ fd, on_message, d };
@@ -520,7 +535,10 @@ void moat_session_finish(struct moat_device *d)
 		q->has_addr = q->enabled = false;
 	}
 	moat_vu_server_close(&d->server);
-	moat_vu_conn_close(&d->channel);
+	moat_host_shmem_channel(d, -1);
+	moat_host_shmem_forget(d, false);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
+	if (ops_of(d)->left)
+		ops_of(d)->left(d->config->dev);
 }

@@ -9,8 +9,11 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 
-#define WAIT_NS 250000000u /* for an answer, between looks at the workers */
-#define LOOKS 32u	   /* before others may have the processor */
+/* For an answer, between looks at the workers; and at the device, which is
+ * asked to hurry each so often. */
+#define WAIT_NS 250000000u
+#define HURRY_NS 5000000u
+#define LOOKS 32u /* before others may have the processor */
 
 /* The worker's queues are each nworkers-th of the device's. */
 #define for_each_queue(w, q)                                            \
@@ -56,6 +59,34 @@ static bool run_command(struct moat_worker *w)
 	return true;
 }
 
+/*
+ * With the lock held. A worker may be asleep in a write, this one or another:
+ * they are watched meanwhile. And a request that waits without bound may be
+ * taken, or begin to wait, after the device was asked to give such up: it is
+ * asked again.
+ */
+static void wait_for(struct moat_worker *w, const struct moat_command *c)
+{
+	const struct moat_device_config *config = w->device->config;
+	bool hurry = c->quiet && config->ops->hurry;
+
+	while (!c->done) {
+		uint64_t end = moat_now_ns() + (hurry ? HURRY_NS : WAIT_NS);
+		struct timespec ts = {
+			.tv_sec = (time_t)(end / MOAT_NS_PER_SEC),
+			.tv_nsec = (long)(end % MOAT_NS_PER_SEC),
+		};
+
+		moat_workers_watch(w->device);
+		if (!pthread_cond_timedwait(&w->answered, &w->lock, &ts) ||
+		    c->done || !hurry)
+			continue;
+		pthread_mutex_unlock(&w->lock);
+		config->ops->hurry(config->dev);
+		pthread_mutex_lock(&w->lock);
+	}
+}
+
 int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		     int (*run)(struct moat_queue *q, void *arg), void *arg)
 {
@@ -63,21 +94,13 @@ int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		.run = run, .queue = q, .quiet = quiet, .arg = arg
 	};
 
+	moat_host_shmem_pause(w->device);
 	pthread_mutex_lock(&w->lock);
 	__atomic_store_n(&w->command, &c, __ATOMIC_RELEASE);
 	moat_eventfd_signal(w->wake.fd);
-	while (!c.done) {
-		/* It may be asleep in a write, this one or another. */
-		uint64_t end = moat_now_ns() + WAIT_NS;
-		struct timespec ts = {
-			.tv_sec = (time_t)(end / MOAT_NS_PER_SEC),
-			.tv_nsec = (long)(end % MOAT_NS_PER_SEC),
-		};
-
-		moat_workers_watch(w->device);
-		pthread_cond_timedwait(&w->answered, &w->lock, &ts);
-	}
+	wait_for(w, &c);
 	pthread_mutex_unlock(&w->lock);
+	moat_host_shmem_resume(w->device);
 	return c.ret;
 }
 
@@ -270,6 +293,20 @@ struct adoption {
 	struct moat_vu_memory *mem;
 };
 
+/* What the device may keep of guest memory is this. */
+static void tell_memory(const struct moat_worker *w)
+{
+	const struct moat_device_config *c = w->device->config;
+	struct iovec iov[MOAT_VU_MEMORY_MAX];
+
+	if (!w->begun || !c->ops->worker_memory)
+		return;
+	for (uint32_t i = 0; i < w->map.n; i++)
+		iov[i] = (struct iovec){ w->regions[i].host,
+					 (size_t)w->regions[i].size };
+	c->ops->worker_memory(c->dev, w->context, iov, w->map.n);
+}
+
 /* No request is outstanding here; rings are all that is still in use. */
 static int adopt(struct moat_queue *unused, void *arg)
 {
@@ -282,6 +319,7 @@ static int adopt(struct moat_queue *unused, void *arg)
 	       a->mem->map.n * sizeof(*w->regions));
 	w->map.n = a->mem->map.n;
 	w->map.last = 0;
+	tell_memory(w);
 	for_each_queue(w, q) if (q->running && moat_queue_remap(q, a->mem))
 		ret = -EFAULT;
 	return ret;

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Threads for what may take long: syncing, copying, reading what is not in
+ * memory. So a queue goes on while one of its requests waits for a disk.
+ *
+ * What waits here is bounded by the queues: each has so many requests.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dev/fs/fs.h"
+
+struct fs_defer {
+	struct fs *fs;
+	pthread_mutex_t lock;
+	pthread_cond_t wake;
+	struct fs_req *first, **last;
+	bool stop;
+	int begun; /* 0 or a negative errno: the newest thread's start */
+	bool began;
+	pthread_cond_t started;
+	uint32_t n;
+	pthread_t threads[];
+};
+
+static struct fs_req *take(struct fs_defer *d)
+{
+	struct fs_req *r;
+
+	pthread_mutex_lock(&d->lock);
+	while (!d->first && !d->stop)
+		pthread_cond_wait(&d->wake, &d->lock);
+	r = d->first;
+	if (r) {
+		d->first = r->next;
+		if (!d->first)
+			d->last = &d->first;
+	}
+	pthread_mutex_unlock(&d->lock);
+	return r;
+}
+
+static void *serve(void *arg)
+{
+	struct fs_defer *d = arg;
+	struct fs_thread t;
+	struct fs_req *r;
+	int ret = fs_thread_init(&t, d->fs);
+
+	pthread_mutex_lock(&d->lock);
+	d->begun = ret;
+	d->began = true;
+	pthread_cond_signal(&d->started);
+	pthread_mutex_unlock(&d->lock);
+	if (ret)
+		return NULL;
+	while ((r = take(d))) {
+		ret = fs_run(r, &t);
+		if (ret != FS_LATER)
+			fs_defer_done(r, ret == FS_DEFER ? -EIO : ret);
+	}
+	fs_thread_fini(&t);
+	return NULL;
+}
+
+static int start_thread(struct fs_defer *d)
+{
+	int ret = pthread_create(&d->threads[d->n], NULL, serve, d);
+
+	if (ret)
+		return -ret;
+	d->n++;
+	pthread_mutex_lock(&d->lock);
+	while (!d->began)
+		pthread_cond_wait(&d->started, &d->lock);
+	d->began = false;
+	ret = d->begun;
+	pthread_mutex_unlock(&d->lock);
+	return ret;
+}
+
+int fs_defer_start(struct fs *fs, uint32_t n)
+{
+	struct fs_defer *d = calloc(1, sizeof(*d) + n * sizeof(*d->threads));
+	int ret = 0;
+
+	if (!d)
+		return -ENOMEM;
+	d->fs = fs;
+	d->last = &d->first;
+	pthread_mutex_init(&d->lock, NULL);
+	pthread_cond_init(&d->wake, NULL);
+	pthread_cond_init(&d->started, NULL);
+	fs->defer = d;
+	while (!ret && d->n < n)
+		ret = start_thread(d);
+	if (ret)
+		moat_device_log(fs->log, MOAT_DEVICE_ERROR,
+				"can not start a thread for slow requests: %s",
+				strerror(-ret));
+	return ret;
+}
+
+void fs_defer_stop(struct fs *fs)
+{
+	struct fs_defer *d = fs->defer;
+
+	if (!d)
+		return;
+	pthread_mutex_lock(&d->lock);
+	d->stop = true;
+	pthread_cond_broadcast(&d->wake);
+	pthread_mutex_unlock(&d->lock);
+	for (uint32_t i = 0; i < d->n; i++)
+		pthread_join(d->threads[i], NULL);
+	pthread_mutex_destroy(&d->lock);
+	pthread_cond_destroy(&d->wake);
+	pthread_cond_destroy(&d->started);
+	free(d);
+	fs->defer = NULL;
+}
+
+void fs_defer_push(struct fs_req *r)
+{
+	struct fs_defer *d = r->fs->defer;
+
+	pthread_mutex_lock(&d->lock);
+	r->next = NULL;
+	*d->last = r;
+	d->last = &r->next;
+	pthread_cond_signal(&d->wake);
+	pthread_mutex_unlock(&d->lock);
+}

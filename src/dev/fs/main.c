@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moat-fs: a directory of the host for virtual machines, as a process of its
+ * own.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/magic.h>
+#include <linux/virtio_fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "core/shm.h"
+#include "dev/fs/fs.h"
+#include "dev/fs/options.h"
+#include "dev/fs/xattrmap.h"
+
+#define CAP(name) (UINT64_C(1) << CAP_##name)
+
+/* To act for any user of the guest's, on files of any. */
+#define CAPABILITIES                                                  \
+	(CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(FOWNER) | CAP(FSETID) | \
+	 CAP(SETGID) | CAP(SETUID) | CAP(MKNOD) | CAP(SETFCAP))
+
+/* Of the device's queues: the one that never waits. */
+#define HIPRIO 1u
+
+static uint64_t features(void *dev)
+{
+	(void)dev;
+	return 0;
+}
+
+static void get_config(void *dev, uint32_t offset, void *buf, uint32_t len)
+{
+	const struct fs *fs = dev;
+	struct virtio_fs_config c = { 0 };
+
+	memcpy(c.tag, fs->opt->tag, strnlen(fs->opt->tag, sizeof(c.tag)));
+	c.num_request_queues = moat_le32(fs->opt->num_request_queues);
+	if (offset < sizeof(c))
+		memcpy(buf, (uint8_t *)&c + offset,
+		       len < sizeof(c) - offset ? len : sizeof(c) - offset);
+}
+
+/* The next guest knows nothing. */
+static void left(void *dev)
+{
+	struct fs *fs = dev;
+
+	fs_dax_reset(fs);
+	fs_end_session(fs);
+}
+
+static void attached(void *dev, struct moat_device *device)
+{
+	struct fs *fs = dev;
+
+	fs->device = device;
+}
+
+static void hurry(void *dev)
+{
+	fs_lock_hurry(dev);
+}
+
+/* Reads of a file in memory never wait: they need no thread for it. */
+static bool in_memory(int fd)
+{
+	struct statfs s;
+
+	return !fstatfs(fd, &s) && s.f_type == TMPFS_MAGIC;
+}
+
+static int entered(void *dev, int root_fd, int proc_fd)
+{
+	struct fs *fs = dev;
+	uint64_t max = fs->opt->files;
+	int ret;
+
+	fs->root_fd = root_fd;
+	fs->proc_fd = proc_fd;
+	fs->in_memory = in_memory(root_fd);
+	fs_ids_start(fs);
+	ret = fs_table_init(&fs->handles, sizeof(struct fs_handle),
+			    max < UINT32_MAX ? (uint32_t)max : UINT32_MAX);
+	if (!ret)
+		ret = fs_nodes_init(fs);
+	if (!ret)
+		ret = fs_lockers_start(fs);
+	if (!ret)
+		ret = fs_dax_start(fs);
+	if (!ret)
+		ret = fs_defer_start(fs, fs->opt->threads);
+	if (ret)
+		moat_device_log(fs->log, MOAT_DEVICE_ERROR,
+				"can not set the file system up: %s",
+				strerror(-ret));
+	return ret;
+}
+
+/* Beside the harness's: what the handlers do; first, with file handles only. */
+#define HANDLE_CALLS 2
+/* clang-format off: one a line would be two pages */
+static const char *const syscalls[] = {
+	"name_to_handle_at",
+	"open_by_handle_at", /* HANDLE_CALLS */
+	"openat2",
+	"openat",
+	"open",
+	"statx",
+	"fstat",
+	"newfstatat",
+	"fstatfs",
+	"getdents64",
+	"lseek",
+	"readlinkat",
+	"faccessat",
+	"faccessat2",
+	"mkdirat",
+	"mknodat",
+	"symlinkat",
+	"linkat",
+	"unlinkat",
+	"renameat",
+	"renameat2",
+	"chmod",
+	"fchmod",
+	"fchmodat",
+	"fchownat",
+	"truncate",
+	"ftruncate",
+	"utimensat",
+	"umask",
+	"preadv",
+	"preadv2",
+	"pwritev",
+	"pwritev2",
+	"pread64",
+	"pwrite64",
+	"fsync",
+	"fdatasync",
+	"syncfs",
+	"fallocate",
+	"copy_file_range",
+	"getxattr",
+	"setxattr",
+	"listxattr",
+	"removexattr",
+	"fgetxattr",
+	"fsetxattr",
+	"flistxattr",
+	"fremovexattr",
+	"flock",
+	"fcntl",
+	"dup",
+	"setresuid",
+	"setresgid",
+	"setfsuid",
+	"setfsgid",
+	"setgroups",
+	"capget",
+	"capset",
+	"getuid",
+	"geteuid",
+	"getgid",
+	"getegid",
+	"clock_nanosleep",
+	"clock_gettime",
+	"nanosleep",
+	"prctl",
+	"rseq",
+	"set_robust_list",
+	NULL,
+};
+/* clang-format on */
+
+static const struct moat_device_ops ops = {
+	.type = "fs",
+	.request_size = sizeof(struct fs_req),
+	.features = features,
+	.get_config = get_config,
+	.worker_start = fs_worker_start,
+	.worker_poll = fs_worker_poll,
+	.worker_stop = fs_worker_stop,
+	.request = fs_request,
+	.left = left,
+	.attached = attached,
+	.entered = entered,
+	.hurry = hurry,
+};
+
+/* A descriptor for each file that the guest knows: as many as there may be. */
+static void raise_files(struct fs_options *opt)
+{
+	struct rlimit l = { opt->files, opt->files };
+
+	if (!setrlimit(RLIMIT_NOFILE, &l) || getrlimit(RLIMIT_NOFILE, &l))
+		return;
+	if (l.rlim_max < opt->files)
+		opt->files = l.rlim_max;
+	l.rlim_cur = opt->files;
+	setrlimit(RLIMIT_NOFILE, &l);
+}
+
+int main(int argc, char **argv)
+{
+	struct fs_args a = {
+		.config = {
+			.ops = &ops,
+			.name = "moat-fs",
+			.syscalls = syscalls + HANDLE_CALLS,
+			.max_queues = FS_QUEUES_MAX + HIPRIO,
+			.capabilities = CAPABILITIES,
+		},
+	};
+	struct fs fs = {
+		.opt = &a.fs,
+		.root_fd = -1,
+		.proc_fd = -1,
+		.uid = geteuid(),
+		.gid = getegid(),
+	};
+	int ret;
+
+	argp_err_exit_status = 2;
+	a.config.dev = &fs;
+	if (moat_device_defaults(&a.config))
+		return 1;
+	ret = fs_options_parse(&a, argc, argv);
+	if (ret || a.config.print_capabilities) {
+		free(a.config.log);
+		return ret;
+	}
+	fs.log = a.config.log;
+	raise_files(&a.fs);
+	if (a.fs.handles != FS_HANDLES_NEVER) {
+		/* Landlock knows no path of a file that was opened so. */
+		a.config.capabilities |= CAP(DAC_READ_SEARCH);
+		a.config.no_landlock = true;
+		a.config.syscalls = syscalls;
+	}
+	a.config.files = (uint32_t)a.fs.files;
+	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
+	if (!a.config.threads || a.config.threads > a.config.num_queues)
+		a.config.threads = a.config.num_queues;
+	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
+	ret = moat_device_serve(&a.config);
+	fs_defer_stop(&fs);
+	fs_lockers_stop(&fs);
+	fs_dax_stop(&fs);
+	fs_nodes_fini(&fs);
+	fs_table_fini(&fs.handles);
+	fs_xattrmap_free(a.fs.xattr_rules);
+	free(a.config.log);
+	return ret;
+}

@@ -1,0 +1,390 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+
+#include "guard/session.h"
+#include "guard/shmem.h"
+#include "guard/shmemfd.h"
+#include "os/clock.h"
+
+/* Less than the backends' own patience, so that they hear of it. */
+#define ANSWER_MS 4000u
+
+#define U(x) ((unsigned long long)(x))
+
+#define MAP VHOST_USER_BACKEND_SHMEM_MAP
+#define UNMAP VHOST_USER_BACKEND_SHMEM_UNMAP
+
+/* Why a request is refused. A cause is logged once: backends repeat them. */
+enum cause {
+	CAUSE_NONE,
+	CAUSE_OFF,
+	CAUSE_EARLY,
+	CAUSE_BUSY,
+	CAUSE_REGION,
+	CAUSE_PAGES,
+	CAUSE_BOUNDS,
+	CAUSE_OVERLAP,
+	CAUSE_LIMIT,
+	CAUSE_MEMORY,
+	CAUSE_UNKNOWN,
+	CAUSE_FLAGS,
+	CAUSE_FD,
+	CAUSE_ROOM,
+};
+
+static const struct {
+	int err; /* for the backend */
+	const char *why;
+} causes[] = {
+	[CAUSE_OFF] = { ENOTCONN, "the front-end has not negotiated shared "
+				  "memory, or gave no channel for it" },
+	[CAUSE_EARLY] = { ENOTCONN, "the driver has not started the device, or "
+				    "stops it: some front-ends would crash" },
+	[CAUSE_BUSY] = { EINTR, "the front-end has not answered an earlier "
+				"one" },
+	[CAUSE_REGION] = { ENXIO, "there is no such region" },
+	[CAUSE_PAGES] = { EINVAL, "it is not whole pages" },
+	[CAUSE_BOUNDS] = { ERANGE, "it lies outside its region or its file" },
+	[CAUSE_OVERLAP] = { EEXIST, "something is mapped there" },
+	[CAUSE_LIMIT] = { ENOSPC, "as many mappings as --shmem-mappings "
+				  "allows are there" },
+	[CAUSE_MEMORY] = { ENOMEM, "no memory is left to remember it" },
+	[CAUSE_UNKNOWN] = { ENOENT, "there is no such mapping; one can only be "
+				    "unmapped as a whole" },
+	[CAUSE_FLAGS] = { EINVAL, "it has flags that are not known" },
+	[CAUSE_FD] = { EPERM, NULL },
+	[CAUSE_ROOM] = { EAGAIN, "the front-end does not read its channel" },
+};
+
+static enum cause cause_of(int err)
+{
+	switch (err) {
+	case 0:
+		return CAUSE_NONE;
+	case -ENXIO:
+		return CAUSE_REGION;
+	case -EINVAL:
+		return CAUSE_PAGES;
+	case -ERANGE:
+		return CAUSE_BOUNDS;
+	case -EEXIST:
+		return CAUSE_OVERLAP;
+	case -ENOSPC:
+		return CAUSE_LIMIT;
+	default:
+		return CAUSE_MEMORY;
+	}
+}
+
+static const char *name_of(uint32_t request)
+{
+	return request == MAP ? "SHMEM_MAP" : "SHMEM_UNMAP";
+}
+
+/* ---- regions ---- */
+
+int moat_guard_shmem_open(struct moat_session *s)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+	uint64_t total = 0;
+	int ret;
+
+	moat_vu_shmem_init(&g->table, s->config->shmem_mappings);
+	g->answer_src.fd = -1;
+	if (!moat_vu_client_has(&s->client, VHOST_USER_PROTOCOL_F_SHMEM_MAP) ||
+	    s->client.channel.fd < 0)
+		return 0;
+	ret = moat_vu_client_get_shmem_config(&s->client, g->table.sizes);
+	if (ret)
+		return ret;
+	for (uint32_t i = 0; i < MOAT_VU_SHMEM_MAX; i++) {
+		uint64_t size = g->table.sizes[i];
+
+		if (!(size % g->table.page) &&
+		    size <= MOAT_SHMEM_BYTES_MAX - total) {
+			total += size;
+			continue;
+		}
+		log_warn(s->log,
+			 "the backend's shared memory region %u of 0x%llx "
+			 "bytes is not whole pages or larger than 0x%llx in "
+			 "all: no region is offered",
+			 i, U(size), U(MOAT_SHMEM_BYTES_MAX));
+		memset(g->table.sizes, 0, sizeof(g->table.sizes));
+		break;
+	}
+	return 0;
+}
+
+void moat_guard_shmem_close(struct moat_session *s)
+{
+	moat_loop_unwatch(s->loop, &s->shmem.answer_src);
+	s->shmem.asked = 0;
+	moat_vu_shmem_fini(&s->shmem.table);
+}
+
+/* ---- checks ---- */
+
+static bool negotiated(const struct moat_session *s)
+{
+	const uint64_t needs = MOAT_BIT(VHOST_USER_PROTOCOL_F_SHMEM_MAP) |
+			       MOAT_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK);
+
+	return (s->server.protocol_features & needs) == needs &&
+	       s->vmm_channel.fd >= 0;
+}
+
+/*
+ * QEMU 11.1.3 crashes on these messages while the device is not started, which
+ * it is while queues run and none has been told to stop.
+ */
+static bool started(const struct moat_session *s)
+{
+	const uint64_t status = MOAT_BIT(VHOST_USER_PROTOCOL_F_STATUS);
+
+	return !s->shmem.stopping && moat_session_any_started(s) &&
+	       (!(s->server.protocol_features & status) ||
+		s->status & VIRTIO_STATUS_DRIVER_OK);
+}
+
+static enum cause check_map(struct moat_session *s,
+			    const struct moat_vu_mmap *m, int fd,
+			    const char **why)
+{
+	enum cause cause;
+
+	if (m->flags & ~MOAT_VU_MMAP_WRITABLE)
+		return CAUSE_FLAGS;
+	if (m->fd_offset % s->shmem.table.page)
+		return CAUSE_PAGES;
+	if (m->fd_offset > INT64_MAX || m->len > INT64_MAX - m->fd_offset)
+		return CAUSE_BOUNDS;
+	cause = cause_of(moat_vu_shmem_may_map(&s->shmem.table, m->shmid,
+					       m->shm_offset, m->len));
+	if (cause)
+		return cause;
+	/* Not whether the file is long enough: it may shrink at any time. */
+	*why = moat_shmemfd_refused(s, fd, m->flags & MOAT_VU_MMAP_WRITABLE);
+	return *why ? CAUSE_FD : CAUSE_NONE;
+}
+
+static enum cause check(struct moat_session *s, uint32_t request,
+			const struct moat_vu_mmap *m, int fd, const char **why)
+{
+	if (!negotiated(s))
+		return CAUSE_OFF;
+	if (!started(s))
+		return CAUSE_EARLY;
+	if (s->shmem.asked || s->shmem.undo)
+		return CAUSE_BUSY;
+	if (request == MAP)
+		return check_map(s, m, fd, why);
+	return moat_vu_shmem_find(&s->shmem.table, m->shmid, m->shm_offset,
+				  m->len)
+		       ? CAUSE_NONE
+		       : CAUSE_UNKNOWN;
+}
+
+static int refuse(struct moat_session *s, enum cause cause, const char *why,
+		  uint32_t request, const struct moat_vu_mmap *m)
+{
+	if (!(s->shmem.said & 1u << cause))
+		log_warn(s->log,
+			 "backend request %s of 0x%llx bytes at 0x%llx of "
+			 "region %u: refused, as all like it will be: %s",
+			 name_of(request), U(m->len), U(m->shm_offset),
+			 m->shmid, why ? why : causes[cause].why);
+	s->shmem.said |= 1u << cause;
+	return causes[cause].err;
+}
+
+/* ---- the VMM's part ---- */
+
+static void on_answer(void *arg, uint32_t events);
+
+static int ask(struct moat_session *s, uint32_t request,
+	       const struct moat_vu_mmap *m, int fd)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+	struct moat_vu_mmap plain = {
+		.shmid = m->shmid,
+		.fd_offset = m->fd_offset,
+		.shm_offset = m->shm_offset,
+		.len = m->len,
+		.flags = m->flags,
+	};
+	int ret;
+
+	if (!moat_vu_conn_room(&s->vmm_channel))
+		return -EAGAIN;
+	g->answer_src = (struct moat_source){ s->vmm_channel.fd, on_answer, s };
+	ret = moat_loop_watch(s->loop, &g->answer_src, false);
+	if (!ret)
+		ret = moat_vu_conn_send(&s->vmm_channel, request,
+					MOAT_VU_F_NEED_REPLY, &plain,
+					sizeof(plain), &fd, fd >= 0);
+	if (ret) {
+		moat_loop_unwatch(s->loop, &g->answer_src);
+		g->answer_src.fd = -1;
+		return ret;
+	}
+	g->asked = request;
+	g->what = plain;
+	g->end_ns = moat_now_ns() + ANSWER_MS * (uint64_t)MOAT_NS_PER_MS;
+	return 0;
+}
+
+int moat_guard_shmem_request(void *arg, uint32_t request,
+			     const struct moat_vu_mmap *m, int *fd, bool reply)
+{
+	struct moat_session *s = arg;
+	const char *why = NULL;
+	enum cause cause;
+
+	moat_guard_shmem_undo(s);
+	cause = check(s, request, m, *fd, &why);
+	if (!cause && ask(s, request, m, *fd))
+		cause = CAUSE_ROOM;
+	if (cause)
+		return refuse(s, cause, why, request, m);
+	s->shmem.owed = true;
+	s->shmem.wanted = reply;
+	s->client.hold = true;
+	moat_loop_unwatch(s->loop, &s->channel_src);
+	return MOAT_VU_LATER;
+}
+
+/* The backend gets its answer, and may ask again. */
+static void answer_backend(struct moat_session *s, uint64_t status)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+
+	if (!g->owed)
+		return;
+	g->owed = false;
+	s->client.hold = false;
+	if (g->wanted)
+		moat_vu_client_answer(&s->client, g->asked, status);
+	moat_session_watch_channel(s);
+}
+
+/* Nobody knows of it any more, but the VMM has it. */
+void moat_guard_shmem_undo(struct moat_session *s)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+
+	if (g->undo && !g->asked && negotiated(s) && started(s) &&
+	    !ask(s, UNMAP, &g->what, -1))
+		g->undo = false;
+}
+
+static void conclude(struct moat_session *s, uint64_t status)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+	const struct moat_vu_mmap *m = &g->what;
+	const struct moat_vu_mapping *there =
+		moat_vu_shmem_find(&g->table, m->shmid, m->shm_offset, m->len);
+	uint32_t request = g->asked;
+
+	/* After a reset the VMM need not have it any more. */
+	if (request == UNMAP && there && there->doubtful)
+		status = 0;
+	if (status && g->owed && !(g->said & 1))
+		log_warn(s->log,
+			 "front-end refused %s of 0x%llx bytes at 0x%llx of "
+			 "region %u (error %llu)",
+			 name_of(request), U(m->len), U(m->shm_offset),
+			 m->shmid, U(status));
+	if (status && g->owed)
+		g->said |= 1;
+	if (!status && request == UNMAP)
+		moat_vu_shmem_del(&g->table, m->shmid, m->shm_offset, m->len);
+	else if (!status && g->owed)
+		moat_vu_shmem_add(&g->table, m->shmid, m->shm_offset, m->len);
+	else if (!status)
+		g->undo = true;
+	answer_backend(s, status);
+	g->asked = 0;
+	moat_guard_shmem_undo(s);
+}
+
+static void on_answer(void *arg, uint32_t events)
+{
+	struct moat_session *s = arg;
+	struct moat_guard_shmem *g = &s->shmem;
+	struct moat_vu_msg m;
+	int ret = moat_vu_conn_recv(&s->vmm_channel, &m);
+
+	(void)events;
+	if (!ret)
+		return;
+	if (ret > 0) {
+		ret = m.nfds;
+		moat_vu_msg_close(&m);
+		if (!ret && m.request == g->asked && m.size == sizeof(m.u64) &&
+		    m.flags & MOAT_VU_F_REPLY) {
+			moat_loop_unwatch(s->loop, &g->answer_src);
+			conclude(s, m.u64);
+			return;
+		}
+		ret = -EPROTO;
+	}
+	log_warn(s->log, "front-end's answer to %s: %s: no more mappings",
+		 name_of(g->asked), strerror(-ret));
+	moat_session_close_vmm_channel(s);
+}
+
+void moat_guard_shmem_hang_up(struct moat_session *s)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+
+	moat_loop_unwatch(s->loop, &g->answer_src);
+	if (g->asked)
+		answer_backend(s, ENOTCONN);
+	g->asked = 0;
+	g->undo = false;
+}
+
+/* ---- what else happens ---- */
+
+void moat_guard_shmem_stalled(void *arg)
+{
+	struct moat_session *s = arg;
+
+	/* A VMM of several threads may have answered meanwhile. */
+	if (moat_guard_shmem_busy(&s->shmem))
+		on_answer(s, 0);
+	if (moat_guard_shmem_busy(&s->shmem))
+		answer_backend(s, EINTR);
+}
+
+void moat_guard_shmem_started(struct moat_session *s)
+{
+	s->shmem.stopping = false;
+	moat_guard_shmem_undo(s);
+}
+
+void moat_guard_shmem_stop(struct moat_session *s)
+{
+	s->shmem.stopping = true;
+	answer_backend(s, EINTR);
+}
+
+void moat_guard_shmem_reset(struct moat_session *s)
+{
+	moat_vu_shmem_doubt(&s->shmem.table);
+}
+
+void moat_guard_shmem_timers(struct moat_session *s, uint64_t now)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+
+	if (!g->asked || now < g->end_ns)
+		return;
+	log_warn(s->log,
+		 "front-end does not answer %s within %u s: no more mappings",
+		 name_of(g->asked), ANSWER_MS / 1000);
+	answer_backend(s, ETIMEDOUT);
+	moat_session_close_vmm_channel(s);
+}
