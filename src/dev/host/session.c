@@ -136,6 +136,9 @@ static int op_reset(void *dev)
 
 	stop_all(d);
 	moat_host_shmem_forget(d, true);
+	/* What rings come next are new. */
+	for (uint32_t i = 0; i < d->config->num_queues; i++)
+		moat_inflight_forget(&d->inflight, i);
 	d->status = 0;
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
