@@ -81,6 +81,8 @@ def test_records_that_name_nonsense_are_refused(keep, folder, sanitized, ring,
     driver.vmm.fe.close()
     blk.wait_line("VMM has left")
     queue, = driver.vmm.queues
+    driver.vmm.fe.close()
+    blk.wait_line("the VMM has left")
     os.pwrite(driver.records, struct.pack("=H", value), at)
     if not ring:
         # The used index differs too, so that the last batch is looked at.
@@ -93,8 +95,10 @@ def test_records_that_name_nonsense_are_refused(keep, folder, sanitized, ring,
 
 
 @BOTH
+@pytest.mark.parametrize("how", ["get_vring_base", "reset_device",
+                                 "set_status"])
 def test_a_queue_that_was_stopped_begins_anew_where_the_driver_says(
-        keep, folder, sanitized, ring):
+        keep, folder, sanitized, ring, how):
     """What a reset queue's record says is of a ring that is no more."""
     image = f"{folder}/disk"
     with open(image, "wb") as f:
@@ -106,7 +110,13 @@ def test_a_queue_that_was_stopped_begins_anew_where_the_driver_says(
         driver.work(30)
         driver.drain()
         queue, = driver.vmm.queues
-        queue.stop()
+        if how == "get_vring_base":
+            queue.stop()
+        else:
+            fe = driver.vmm.fe
+            assert (fe.reset_device() if how == "reset_device" else
+                    fe.set_status(0)) == 0
+            assert fe.set_features(driver.vmm.features) == 0
         queue.make_ring(driver.first_base)
         queue.start()
     driver.work(30)
