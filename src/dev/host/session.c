@@ -16,7 +16,6 @@
 #define RING_FEATURES                                                        \
 	(MOAT_BIT(VIRTIO_F_VERSION_1) | MOAT_BIT(VIRTIO_F_EVENT_IDX) |       \
 	 MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_RING_PACKED) | \
-                                                                             \
 	 MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES))
 
 #define P(bit) MOAT_BIT(VHOST_USER_PROTOCOL_F_##bit)
