@@ -141,11 +141,8 @@ static bool negotiated(const struct moat_session *s)
  */
 static bool started(const struct moat_session *s)
 {
-	const uint64_t status = MOAT_BIT(VHOST_USER_PROTOCOL_F_STATUS);
-
-	return !s->shmem.stopping && moat_session_any_started(s) &&
-	       (!(s->server.protocol_features & status) ||
-		s->status & VIRTIO_STATUS_DRIVER_OK);
+	/* Not the status: QEMU never sets DRIVER_OK for some devices. */
+	return !s->shmem.stopping && moat_session_any_started(s);
 }
 
 static enum cause check_map(struct moat_session *s,
@@ -209,10 +206,10 @@ static int ask(struct moat_session *s, uint32_t request,
 	struct moat_guard_shmem *g = &s->shmem;
 	struct moat_vu_mmap plain = {
 		.shmid = m->shmid,
-		.fd_offset = m->fd_offset,
+		.fd_offset = request == MAP ? m->fd_offset : 0,
 		.shm_offset = m->shm_offset,
 		.len = m->len,
-		.flags = m->flags,
+		.flags = request == MAP ? m->flags : 0,
 	};
 	int ret;
 
