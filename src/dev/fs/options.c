@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/fs/dax.h"
 #include "dev/fs/options.h"
 #include "dev/fs/xattrmap.h"
 
@@ -236,8 +237,8 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 				  false, state);
 		break;
 	case OPT_DAX:
-		o->dax_window = number(arg, PAGE, UINT64_C(1) << 46,
-				       "dax-window", true, state);
+		o->dax_window = number(arg, PAGE, FS_WINDOW_MAX, "dax-window",
+				       true, state);
 		break;
 	case OPT_HANDLES:
 		parse_handles(arg, o, state);
