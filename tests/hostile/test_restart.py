@@ -110,7 +110,7 @@ def test_requests_are_given_again_in_the_order_in_which_they_were_taken(
         make_scene, sanitized, front, back):
     scene, vmm = start(make_scene, sanitized, front=front, back=back)
     queue = vmm.queues[0]
-    scene.device.on_request = hold
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
     requests = Requests(queue).add(30)
     held(scene, 30)
 
@@ -149,7 +149,7 @@ def test_requests_are_given_again_in_the_order_in_which_they_were_taken(
 def test_what_was_given_back_but_not_yet_fetched_is_not_done_again(
         make_scene, sanitized):
     scene, vmm = start(make_scene, sanitized)
-    scene.device.on_request = hold
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
     requests = Requests(vmm.queues[0]).add(8)
     held(scene, 8)
     scene.device.on_request = echo
@@ -173,7 +173,7 @@ def test_a_backend_that_breaks_its_ring_is_replaced(make_scene, sanitized,
                                                     lie):
     scene, vmm = start(make_scene, sanitized, queues=2)
     since = len(scene.guard.lines)
-    scene.device.on_request = hold
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
     requests = Requests(vmm.queues[0]).add(8)
     held(scene, 8)
     scene.device.on_request = echo
@@ -200,7 +200,7 @@ def test_a_backend_that_breaks_its_ring_is_replaced(make_scene, sanitized,
 def test_garbage_left_by_a_dead_backend_is_not_believed(make_scene,
                                                         sanitized):
     scene, vmm = start(make_scene, sanitized)
-    scene.device.on_request = hold
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
     requests = Requests(vmm.queues[0]).add(8)
     held(scene, 8)
     scene.device.on_request = echo
@@ -257,7 +257,7 @@ def test_a_second_life_that_fails_is_followed_by_a_third(
 @pytest.mark.parametrize("lack", ["features", "protocol", "queue_num"])
 def test_a_backend_that_can_less_is_not_taken(make_scene, sanitized, lack):
     scene, vmm = start(make_scene, sanitized)
-    scene.device.on_request = hold
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
     requests = Requests(vmm.queues[0]).add(8)
     held(scene, 8)
     scene.device.on_request = echo
@@ -415,7 +415,8 @@ def test_a_crash_loop_ends(make_scene, sanitized):
     scene = make_scene(sanitized, "--pool-size=8M", "--restart=4")
     vmm = scene.running(queues=1, num=NUM)
     since = len(scene.guard.lines)
-    scene.device.on_kick = die_at_once
+    # In its thread: then it is not still serving the one before.
+    scene.device.run(lambda: setattr(scene.device, "on_kick", die_at_once))
     Requests(vmm.queues[0]).add(1)
     session_ends(vmm)
     assert len(scene.device.sessions) == 5
