@@ -227,7 +227,7 @@ static void parse_restart(const char *arg, struct args *a,
 	uint64_t n = 0;
 
 	if (strcmp(arg, "off") &&
-	    (parse_number(arg, MOAT_RESTARTS_MAX, &n) || !n))
+	    moat_arg_number(arg, false, 1, MOAT_RESTARTS_MAX, &n))
 		argp_error(state, "--restart=%s: 1 to %u, or off", arg,
 			   MOAT_RESTARTS_MAX);
 	else
@@ -385,7 +385,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		parse_restart(arg, a, state);
 		break;
 	case OPT_RESTART_MS:
-		if (parse_number(arg, RESTART_MS_MAX, &n) || !n)
+		if (moat_arg_number(arg, false, 1, RESTART_MS_MAX, &n))
 			argp_error(state, "--restart-ms=%s: 1 to %u is needed",
 				   arg, RESTART_MS_MAX);
 		else
