@@ -67,6 +67,10 @@ const char *moat_shmemfd_refused(const struct moat_session *s, int fd,
 		return "its fd is not open for reading";
 	if (writable && (flags & O_ACCMODE) != O_RDWR)
 		return "it is to be writable and its fd is not";
+	/* QEMU 11.1.3 forgets the flag, and the guest can write. */
+	if (!writable && (flags & O_ACCMODE) != O_RDONLY)
+		return "it is to be read-only and its fd is not, which some "
+		       "front-ends map writable all the same";
 	if (is_ours(s, &st))
 		return "its fd is guest RAM, or the pool";
 	return NULL;

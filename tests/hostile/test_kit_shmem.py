@@ -47,7 +47,7 @@ def fixture_vmm(keep, window):
     return keep(Vmm.connect(window.path)).setup(queues=4)
 
 
-def order(vmm, operation, offset=0, length=PAGE, at=0, writable=0, shmid=0,
+def order(vmm, operation, offset=0, length=PAGE, at=0, writable=1, shmid=0,
           queue=0):
     """Tells the device what to do; does not wait."""
     queue = vmm.queues[queue]

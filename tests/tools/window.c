@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A device with a shared memory region, for tests: maps a file when it is told
- * to, by a request or when its queues start.
+ * to by a request, or (--len) whenever its queues run, and not after a SIGHUP.
  *
  *     request   struct order: what to map or unmap
  *     reply     int32_t: what moat_shmem_map() and the like returned
@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OPT_FILE = 1, OPT_SIZE, OPT_SHMID, OPT_AT, OPT_LEN, OPT_RO };
+enum { OPT_FILE = 1, OPT_SIZE, OPT_SHMID, OPT_AT, OPT_LEN, OPT_RO, OPT_SHOW };
 
 /* Microseconds between looks at whether queues run. */
 #define LOOK_US 1000u
@@ -36,10 +36,12 @@ struct window {
 	struct moat_device *device;
 	const char *path;
 	int fd;
-	bool read_only;
+	bool read_only; /* the file is open so ... */
+	bool show_only; /* ... or the guest is only to read */
 	uint32_t shmid;
 	uint64_t size, at, len;
-	bool mapped; /* at the start; cleared by a reset */
+	bool hide; /* SIGHUP: the other way round */
+	bool mapped;
 };
 
 static uint64_t features(void *dev)
@@ -88,21 +90,32 @@ static void request(void *dev, void *worker, struct moat_request *req)
 							sizeof(ret)));
 }
 
-static void *map_at_start(void *arg)
+/* Keep the file mapped while it is to be. */
+static void *mapper(void *arg)
 {
 	struct window *w = arg;
 
 	for (;;) {
+		bool hide = __atomic_load_n(&w->hide, __ATOMIC_ACQUIRE);
+		int ret;
+
 		usleep(LOOK_US);
-		if (__atomic_load_n(&w->mapped, __ATOMIC_ACQUIRE) ||
+		if (__atomic_load_n(&w->mapped, __ATOMIC_ACQUIRE) != hide ||
 		    !moat_shmem_usable(w->device))
 			continue;
-		__atomic_store_n(&w->mapped, true, __ATOMIC_RELEASE);
-		moat_device_log(w->config.log, MOAT_DEVICE_INFO,
-				"mapped at the start: %d",
-				moat_shmem_map(w->device, (uint8_t)w->shmid,
-					       w->at, w->len, w->fd, 0,
-					       !w->read_only));
+		if (hide)
+			ret = moat_shmem_unmap(w->device, (uint8_t)w->shmid,
+					       w->at, w->len);
+		else
+			ret = moat_shmem_map(w->device, (uint8_t)w->shmid,
+					     w->at, w->len, w->fd, 0,
+					     !w->read_only && !w->show_only);
+		/* Whoever is between us and the driver may know better. */
+		if (ret == -ENOTCONN)
+			continue;
+		__atomic_store_n(&w->mapped, !hide, __ATOMIC_RELEASE);
+		moat_device_log(w->config.log, MOAT_DEVICE_INFO, "%s: %d",
+				hide ? "unmapped" : "mapped", ret);
 	}
 	return NULL;
 }
@@ -113,7 +126,7 @@ static void attached(void *dev, struct moat_device *device)
 	pthread_t thread;
 
 	w->device = device;
-	if (w->len && !pthread_create(&thread, NULL, map_at_start, w))
+	if (w->len && !pthread_create(&thread, NULL, mapper, w))
 		pthread_detach(thread);
 }
 
@@ -126,7 +139,9 @@ static void reset(void *dev)
 
 static void reload(void *dev, struct moat_device *device)
 {
-	(void)dev;
+	struct window *w = dev;
+
+	__atomic_store_n(&w->hide, !w->hide, __ATOMIC_RELEASE);
 	moat_device_config_changed(device);
 }
 
@@ -149,6 +164,7 @@ static const struct argp_option options[] = {
 	{ "at", OPT_AT, "BYTES", 0, "map there when queues start", 0 },
 	{ "len", OPT_LEN, "BYTES", 0, "so much of it", 0 },
 	{ "read-only", OPT_RO, 0, 0, "open it so", 0 },
+	{ "show-only", OPT_SHOW, 0, 0, "map it read-only", 0 },
 	{ 0 },
 };
 
@@ -177,6 +193,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case OPT_RO:
 		w->read_only = true;
+		break;
+	case OPT_SHOW:
+		w->show_only = true;
 		break;
 	default:
 		return ARGP_ERR_UNKNOWN;

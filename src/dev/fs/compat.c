@@ -3,6 +3,7 @@
  * virtiofsd's older command line, which libvirt uses: -o source=DIR,cache=auto,
  * no_flock becomes --shared-dir=DIR --cache=auto --no-flock.
  */
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,7 +62,8 @@ static char *option_of(const char *word, size_t len, bool *failed)
 }
 
 /* One list's words; commas that are meant have a backslash before them. */
-static bool add_list(const char *list, char **out, int *n)
+static bool add_list(const char *list, char **out, int *n, char **made,
+		     int *nmade)
 {
 	bool failed = false;
 
@@ -82,7 +84,7 @@ static bool add_list(const char *list, char **out, int *n)
 		option = word ? option_of(word, strlen(word), &failed) : NULL;
 		failed |= !word;
 		if (option)
-			out[(*n)++] = option;
+			out[(*n)++] = made[(*nmade)++] = option;
 		free(word);
 		list += len + (list[len] == ',');
 	}
@@ -98,29 +100,44 @@ static int words_of(const char *list)
 	return n;
 }
 
-char **fs_compat_args(int *argc, char **argv)
+void fs_compat_free(struct fs_compat *c)
 {
-	int room = *argc + 1, n = 0;
-	char **out;
+	for (int i = 0; c->made && i < c->nmade; i++)
+		free(c->made[i]);
+	free(c->made);
+	free(c->argv);
+	*c = (struct fs_compat){ 0 };
+}
 
-	for (int i = 1; i < *argc; i++)
-		room += words_of(argv[i]);
-	out = calloc((size_t)room, sizeof(*out));
-	for (int i = 0; out && i < *argc; i++) {
+int fs_compat_args(struct fs_compat *c, int argc, char **argv)
+{
+	size_t room = (size_t)argc + 1;
+	bool ok = true;
+
+	for (int i = 1; i < argc; i++)
+		room += (size_t)words_of(argv[i]);
+	*c = (struct fs_compat){
+		.argv = calloc(room, sizeof(char *)),
+		.made = calloc(room, sizeof(char *)),
+	};
+	ok = c->argv && c->made;
+	for (int i = 0; ok && i < argc; i++) {
 		const char *list = NULL;
 
-		if (i && !strcmp(argv[i], "-o") && i + 1 < *argc)
+		if (i && !strcmp(argv[i], "-o") && i + 1 < argc)
 			list = argv[++i];
 		else if (i && !strncmp(argv[i], "-o", 2) && argv[i][2])
 			list = argv[i] + 2;
 		/* It always stays in the foreground. */
 		if (i && !strcmp(argv[i], "-f"))
 			continue;
-		if (!list)
-			out[n++] = argv[i];
-		else if (!add_list(list, out, &n))
-			return NULL;
+		if (list)
+			ok = add_list(list, c->argv, &c->argc, c->made,
+				      &c->nmade);
+		else
+			c->argv[c->argc++] = argv[i];
 	}
-	*argc = n;
-	return out;
+	if (!ok)
+		fs_compat_free(c);
+	return ok ? 0 : -ENOMEM;
 }

@@ -251,6 +251,7 @@ int main(int argc, char **argv)
 		return 1;
 	ret = fs_options_parse(&a, argc, argv);
 	if (ret || a.config.print_capabilities) {
+		fs_compat_free(&a.compat);
 		free(a.config.log);
 		return ret;
 	}
@@ -272,6 +273,7 @@ int main(int argc, char **argv)
 	fs_nodes_fini(&fs);
 	fs_table_fini(&fs.handles);
 	fs_xattrmap_free(a.fs.xattr_rules);
+	fs_compat_free(&a.compat);
 	free(a.config.log);
 	return ret;
 }
