@@ -20,6 +20,8 @@
 #define POOL_MAX (UINT64_C(1) << 40)
 #define POLL_DEFAULT_US 64u
 #define POLL_MAX_US 10000u
+#define RESTART_DEFAULT_MS 5000u
+#define RESTART_MS_MAX 600000u
 
 enum {
 	OPT_SOCKET = 256,
@@ -35,6 +37,8 @@ enum {
 	OPT_SHMEM,
 	OPT_MAPPINGS,
 	OPT_POLL,
+	OPT_RESTART,
+	OPT_RESTART_MS,
 	OPT_ONCE,
 	OPT_SANDBOX,
 	OPT_LOG,
@@ -54,6 +58,13 @@ static const struct argp_option options[] = {
 	  "becomes a path to listen on, {listen-fd} a listening fd, {fd} a "
 	  "connected one; with none of them --fd=N is appended",
 	  0 },
+	{ "restart", OPT_RESTART, "N|off", 0,
+	  "when the backend dies, stalls or breaks the protocol, go on with "
+	  "another one, at most N times a minute: the VMM's connection stays, "
+	  "and what was not finished is done again (default off)",
+	  0 },
+	{ "restart-ms", OPT_RESTART_MS, "N", 0,
+	  "wait up to N milliseconds for another one (default 5000)", 0 },
 	{ 0, 0, 0, 0, "The device:", 3 },
 	{ "device", OPT_DEVICE, "TYPE|NODE", 0,
 	  "what the backend is (blk, fs, net, ...; default: generic rules); "
@@ -210,6 +221,19 @@ static void parse_shmem(const char *arg, struct args *a,
 	argp_error(state, "--shmem=%s: on or off", arg);
 }
 
+static void parse_restart(const char *arg, struct args *a,
+			  struct argp_state *state)
+{
+	uint64_t n = 0;
+
+	if (strcmp(arg, "off") &&
+	    (parse_number(arg, MOAT_RESTARTS_MAX, &n) || !n))
+		argp_error(state, "--restart=%s: 1 to %u, or off", arg,
+			   MOAT_RESTARTS_MAX);
+	else
+		a->config.backend.restarts = (uint32_t)n;
+}
+
 static void parse_mappings(const char *arg, struct args *a,
 			   struct argp_state *state)
 {
@@ -290,7 +314,7 @@ static void check(const struct args *a, struct argp_state *state)
 		argp_error(state,
 			   "exactly one of --socket-path=PATH and --fd=N "
 			   "is needed");
-	if (!a->config.backend == !a->exec)
+	if (!a->config.backend.socket == !a->exec)
 		argp_error(state, "exactly one of --backend=SOCKET and --exec "
 				  "-- COMMAND is needed");
 	if (!a->dtb != !a->node)
@@ -299,9 +323,9 @@ static void check(const struct args *a, struct argp_state *state)
 	    !a->config.session.npools && !a->dtb)
 		argp_error(state, "this --share mode needs --pool=ADDR+SIZE, "
 				  "or --dtb=FILE and --device=/NODE");
-	if (a->exec && !a->config.exec)
+	if (a->exec && !a->config.backend.exec)
 		argp_error(state, "--exec needs a COMMAND after --");
-	if (!a->exec && a->config.exec)
+	if (!a->exec && a->config.backend.exec)
 		argp_error(state, "a COMMAND needs --exec before it");
 }
 
@@ -321,7 +345,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 			a->config.fd = (int)n;
 		break;
 	case OPT_BACKEND:
-		a->config.backend = arg;
+		a->config.backend.socket = arg;
 		break;
 	case OPT_EXEC:
 		a->exec = true;
@@ -357,6 +381,16 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		else
 			a->config.session.poll_us = (uint32_t)n;
 		break;
+	case OPT_RESTART:
+		parse_restart(arg, a, state);
+		break;
+	case OPT_RESTART_MS:
+		if (parse_number(arg, RESTART_MS_MAX, &n) || !n)
+			argp_error(state, "--restart-ms=%s: 1 to %u is needed",
+				   arg, RESTART_MS_MAX);
+		else
+			a->config.backend.restart_ms = (uint32_t)n;
+		break;
 	case OPT_ONCE:
 		a->config.once = true;
 		break;
@@ -370,7 +404,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->caps = true;
 		break;
 	case ARGP_KEY_ARGS:
-		a->config.exec = state->argv + state->next;
+		a->config.backend.exec = state->argv + state->next;
 		state->next = state->argc;
 		break;
 	case ARGP_KEY_END:
@@ -443,6 +477,7 @@ int moat_cmd_guard(int argc, char **argv)
 				.poll_us = POLL_DEFAULT_US,
 				.shmem_mappings = MOAT_SHMEM_MAPPINGS_DEFAULT,
 			},
+			.backend = { .restart_ms = RESTART_DEFAULT_MS },
 			.fd = -1,
 			.seccomp = true,
 		},

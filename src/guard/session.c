@@ -294,14 +294,48 @@ int moat_session_step(struct moat_session *s)
 
 /* ---- beginning and end ---- */
 
+void moat_session_meet(struct moat_session *s, int fd)
+{
+	moat_vu_client_init(&s->client, fd, s->config->abort_fd, s->log);
+	s->client.config_changed = on_config_changed;
+	s->client.channel_ends = on_channel_ends;
+	s->client.shmem = moat_guard_shmem_request;
+	s->client.stalled = moat_guard_shmem_stalled;
+	s->client.arg = s;
+}
+
+int moat_session_negotiate(struct moat_session *s)
+{
+	return moat_vu_client_negotiate(
+		&s->client,
+		MOAT_POLICY_BACKEND_PROTOCOL |
+			(s->config->shmem ? MOAT_POLICY_SHMEM_PROTOCOL : 0));
+}
+
+int moat_session_watch_backend(struct moat_session *s)
+{
+	int ret;
+
+	s->client_src.fd = s->client.conn.fd;
+	ret = moat_loop_watch(s->loop, &s->client_src, false);
+	moat_session_watch_channel(s);
+	return ret;
+}
+
+void moat_session_unwatch_backend(struct moat_session *s)
+{
+	moat_loop_unwatch(s->loop, &s->client_src);
+	moat_loop_unwatch(s->loop, &s->channel_src);
+	s->channel_next_ns = 0;
+	s->channel_tokens = CHANNEL_BURST;
+}
+
 /* What the backend is, and whether it will do. */
 static int ask_backend(struct moat_session *s)
 {
 	struct moat_vu_client *c = &s->client;
 	uint64_t num = VRINGS_DEFAULT;
-	int ret = moat_vu_client_negotiate(
-		c, MOAT_POLICY_BACKEND_PROTOCOL |
-			   (s->config->shmem ? MOAT_POLICY_SHMEM_PROTOCOL : 0));
+	int ret = moat_session_negotiate(s);
 
 	if (!ret)
 		ret = moat_guard_shmem_open(s);
@@ -355,21 +389,13 @@ int moat_session_open(struct moat_session *s,
 			    config->udmabuf_fd);
 	moat_vu_conn_init(&s->vmm_channel, -1);
 	moat_vu_server_init(&s->server, -1, &moat_session_ops, s, log);
-	moat_vu_client_init(&s->client, fd, config->abort_fd, log);
-	s->client.config_changed = on_config_changed;
-	s->client.channel_ends = on_channel_ends;
-	s->client.shmem = moat_guard_shmem_request;
-	s->client.stalled = moat_guard_shmem_stalled;
-	s->client.arg = s;
+	moat_session_meet(s, fd);
 	moat_runner_init(&s->runner, loop, config->poll_us);
 	s->runner.alarm = config->alarm;
 	ret = ask_backend(s);
 	if (ret)
 		return moat_session_from_backend(s, ret);
-	s->client_src.fd = s->client.conn.fd;
-	ret = moat_loop_watch(loop, &s->client_src, false);
-	moat_session_watch_channel(s);
-	return ret;
+	return moat_session_watch_backend(s);
 }
 
 int moat_session_serve(struct moat_session *s, int fd)
@@ -387,8 +413,7 @@ void moat_session_hurry(struct moat_session *s)
 void moat_session_close(struct moat_session *s)
 {
 	moat_loop_unwatch(s->loop, &s->server_src);
-	moat_loop_unwatch(s->loop, &s->client_src);
-	moat_loop_unwatch(s->loop, &s->channel_src);
+	moat_session_unwatch_backend(s);
 	moat_guard_shmem_close(s);
 	for (uint32_t i = 0; i < MOAT_VU_VRINGS_MAX; i++) {
 		moat_vring_free(s->vrings[i]);

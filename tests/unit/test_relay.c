@@ -34,6 +34,7 @@ struct leg {
 	struct test_ring ring;
 	struct moat_drvq_desc guest_descs[NUM], descs[NUM];
 	struct moat_dma_req reqs[NUM];
+	struct moat_relay_order order[moat_relay_order_storage(NUM)];
 	uint16_t out[moat_devq_storage(NUM) / 2];
 	uint16_t back_out[moat_devq_storage(NUM) / 2];
 	struct moat_run ring_run;
@@ -252,6 +253,70 @@ static void step(struct world *w, struct leg *l)
 		back_finish(w, l, 1 + rnd_below(&w->rng, 8));
 	moat_relay_complete(&w->relay, &l->q, 1 + rnd_below(&w->rng, 20));
 	guest_reap(w, l);
+}
+
+/* The backend is gone, at any moment, and there is another one. */
+static void another_backend(struct world *w, struct leg *l)
+{
+	struct moat_vring ring = l->q.drv.ring;
+	uint32_t taken;
+
+	/* What it had finished is fetched, or not: it may lie. */
+	if (rnd_below(&w->rng, 2))
+		moat_relay_complete(&w->relay, &l->q, UINT32_MAX);
+	else
+		moat_shm_store16(moat_used_idx(&ring), 0xabcd);
+	taken = moat_relay_taken(&l->q);
+	moat_relay_lose(&w->relay, &l->q);
+	assert_int_equal(moat_relay_complete(&w->relay, &l->q, 8), 0);
+	assert_int_equal(moat_relay_submit(&w->relay, &l->q, 8), 0);
+	assert_int_equal(l->q.dma.share.stats.used, 0);
+	assert_int_equal(moat_relay_taken(&l->q), taken);
+	memset(w->pool_region.host + l->ring_run.first * 4096u, 0, 4096);
+	memset(l->back_out, 0, sizeof(l->back_out));
+	moat_drvq_init(&l->q.drv, &ring, l->descs, true, true);
+	moat_devq_init(&l->back, &ring, l->back_out, moat_drvq_base(&l->q.drv),
+		       true, true);
+	l->nheld = 0;
+}
+
+static void each_request_ends_once_however_many_backends_there_are(void **state)
+{
+	static const uint32_t slots[] = { 30, 64, 400 };
+
+	for (size_t k = 0; k < ARRAY_SIZE(slots); k++) {
+		struct world *w = make(state, slots[k], slots[k] / 8);
+		uint32_t before = w->pool.common.free, rounds = 0;
+
+		for (int i = 0; i < 2; i++)
+			moat_relay_keep(&w->leg[i].q, w->leg[i].order);
+		while (w->leg[0].done < 2000 || w->leg[1].done < 2000) {
+			struct leg *l = &w->leg[rnd_below(&w->rng, 2)];
+			uint32_t len = rnd_below(&w->rng, 2) ? 200 : 20000;
+
+			while (rnd_below(&w->rng, 4) &&
+			       guest_post(w, l, 1 + rnd_below(&w->rng, len),
+					  rnd_below(&w->rng, 4)))
+				;
+			step(w, l);
+			if (!rnd_below(&w->rng, 40))
+				another_backend(w, l);
+			assert_true(rounds++ < 200000);
+		}
+		for (int i = 0; i < 2; i++)
+			while (w->leg[i].guest.outstanding)
+				step(w, &w->leg[i]);
+		assert_null(moat_relay_fault(&w->leg[0].q));
+		assert_int_equal(w->pool.common.free, before);
+		assert_int_equal(w->pool.stats.used, 0);
+		for (int i = 0; i < 2; i++) {
+			struct moat_dma_queue *q = &w->leg[i].q.dma;
+
+			assert_int_equal(q->chunks_left, q->nchunks);
+			assert_int_equal(moat_relay_taken(&w->leg[i].q), 0);
+		}
+		finish(w);
+	}
 }
 
 static void requests_go_through_a_pool_of_any_size(void **state)
@@ -576,6 +641,7 @@ int main(void)
 					     { true, true } };
 	const struct CMUnitTest tests[] = {
 		EACH(requests_go_through_a_pool_of_any_size),
+		EACH(each_request_ends_once_however_many_backends_there_are),
 		EACH(a_request_that_never_fits_is_refused_with_its_size),
 		EACH(a_disabled_queue_does_not_keep_others_waiting),
 		EACH(the_budget_bounds_a_call_and_more_says_so),

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/fs/dax.h"
 #include "dev/fs/options.h"
 #include "dev/fs/xattrmap.h"
 
@@ -220,9 +221,8 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 					      UINT32_MAX / 2, state);
 		break;
 	case OPT_DAX:
-		o->dax_window =
-			moat_device_number(arg, "dax-window", true, PAGE,
-					   UINT64_C(1) << 46, state);
+		o->dax_window = moat_device_number(arg, "dax-window", true,
+						   PAGE, FS_WINDOW_MAX, state);
 		break;
 	case OPT_HANDLES:
 		parse_handles(arg, o, state);
