@@ -47,7 +47,7 @@ bench:
 	@scripts/build
 	@bench/run
 	@bench/blk
-	@bench/fs --guest
+	@bench/fs --guest --dax
 
 format:
 	@scripts/setup.sh format

@@ -13,12 +13,15 @@
 #include "core/pool.h"
 #include "dt/dt.h"
 #include "guard/service.h"
+#include "os/arg.h"
 
 #define POOL_DEFAULT (UINT64_C(64) << 20)
 #define POOL_MIN (UINT64_C(64) << 10)
 #define POOL_MAX (UINT64_C(1) << 40)
 #define POLL_DEFAULT_US 64u
 #define POLL_MAX_US 10000u
+#define RESTART_DEFAULT_MS 5000u
+#define RESTART_MS_MAX 600000u
 
 enum {
 	OPT_SOCKET = 256,
@@ -34,6 +37,8 @@ enum {
 	OPT_SHMEM,
 	OPT_MAPPINGS,
 	OPT_POLL,
+	OPT_RESTART,
+	OPT_RESTART_MS,
 	OPT_ONCE,
 	OPT_SANDBOX,
 	OPT_LOG,
@@ -53,6 +58,13 @@ static const struct argp_option options[] = {
 	  "becomes a path to listen on, {listen-fd} a listening fd, {fd} a "
 	  "connected one; with none of them --fd=N is appended",
 	  0 },
+	{ "restart", OPT_RESTART, "N|off", 0,
+	  "when the backend dies, stalls or breaks the protocol, go on with "
+	  "another one, at most N times a minute: the VMM's connection stays, "
+	  "and what was not finished is done again (default off)",
+	  0 },
+	{ "restart-ms", OPT_RESTART_MS, "N", 0,
+	  "wait up to N milliseconds for another one (default 5000)", 0 },
 	{ 0, 0, 0, 0, "The device:", 3 },
 	{ "device", OPT_DEVICE, "TYPE|NODE", 0,
 	  "what the backend is (blk, fs, net, ...; default: generic rules); "
@@ -113,45 +125,12 @@ struct args {
 	bool caps;
 };
 
-static int parse_number(const char *arg, uint64_t max, uint64_t *out)
-{
-	char *end;
-
-	errno = 0;
-	*out = strtoull(arg, &end, 10);
-	return errno || end == arg || *end || arg[0] == '-' || *out > max;
-}
-
-/* A number, perhaps hexadecimal, with K, M or G. */
-static int parse_size(const char *arg, uint64_t *out)
-{
-	unsigned int shift = 0;
-	char *end;
-
-	errno = 0;
-	*out = strtoull(arg, &end, 0);
-	if (errno || end == arg || arg[0] == '-')
-		return -1;
-	if (*end) {
-		const char *unit = strchr("KMG", *end);
-
-		if (!unit || end[1])
-			return -1;
-		shift = 10 *
-			(unsigned int)(1 + (*unit == 'M') + 2 * (*unit == 'G'));
-	}
-	if (*out > UINT64_MAX >> shift)
-		return -1;
-	*out <<= shift;
-	return 0;
-}
-
 static void parse_pool(const char *arg, struct args *a,
 		       struct argp_state *state)
 {
 	uint64_t size;
 
-	if (parse_size(arg, &size) || size < POOL_MIN || size > POOL_MAX)
+	if (moat_arg_number(arg, true, POOL_MIN, POOL_MAX, &size))
 		argp_error(
 			state,
 			"--pool-size=%s: a size from 64K to 1024G, with K, M "
@@ -188,7 +167,7 @@ static void parse_pool_at(const char *arg, struct args *a,
 	errno = 0;
 	r.addr = strtoull(arg, &end, 0);
 	if (!plus || end != plus || end == arg || errno || arg[0] == '-' ||
-	    parse_size(plus + 1, &r.size) || !r.size ||
+	    moat_arg_number(plus + 1, true, 1, UINT64_MAX, &r.size) ||
 	    r.addr % MOAT_SLOT_SIZE || r.size % MOAT_SLOT_SIZE ||
 	    r.addr + r.size < r.addr)
 		argp_error(state,
@@ -242,12 +221,25 @@ static void parse_shmem(const char *arg, struct args *a,
 	argp_error(state, "--shmem=%s: on or off", arg);
 }
 
+static void parse_restart(const char *arg, struct args *a,
+			  struct argp_state *state)
+{
+	uint64_t n = 0;
+
+	if (strcmp(arg, "off") &&
+	    moat_arg_number(arg, false, 1, MOAT_RESTARTS_MAX, &n))
+		argp_error(state, "--restart=%s: 1 to %u, or off", arg,
+			   MOAT_RESTARTS_MAX);
+	else
+		a->config.backend.restarts = (uint32_t)n;
+}
+
 static void parse_mappings(const char *arg, struct args *a,
 			   struct argp_state *state)
 {
 	uint64_t n;
 
-	if (parse_number(arg, MOAT_SHMEM_MAPPINGS_MAX, &n) || !n)
+	if (moat_arg_number(arg, false, 1, MOAT_SHMEM_MAPPINGS_MAX, &n))
 		argp_error(state, "--shmem-mappings=%s: 1 to %u is needed", arg,
 			   MOAT_SHMEM_MAPPINGS_MAX);
 	else
@@ -322,7 +314,7 @@ static void check(const struct args *a, struct argp_state *state)
 		argp_error(state,
 			   "exactly one of --socket-path=PATH and --fd=N "
 			   "is needed");
-	if (!a->config.backend == !a->exec)
+	if (!a->config.backend.socket == !a->exec)
 		argp_error(state, "exactly one of --backend=SOCKET and --exec "
 				  "-- COMMAND is needed");
 	if (!a->dtb != !a->node)
@@ -331,9 +323,9 @@ static void check(const struct args *a, struct argp_state *state)
 	    !a->config.session.npools && !a->dtb)
 		argp_error(state, "this --share mode needs --pool=ADDR+SIZE, "
 				  "or --dtb=FILE and --device=/NODE");
-	if (a->exec && !a->config.exec)
+	if (a->exec && !a->config.backend.exec)
 		argp_error(state, "--exec needs a COMMAND after --");
-	if (!a->exec && a->config.exec)
+	if (!a->exec && a->config.backend.exec)
 		argp_error(state, "a COMMAND needs --exec before it");
 }
 
@@ -347,13 +339,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->config.socket_path = arg;
 		break;
 	case OPT_FD:
-		if (parse_number(arg, INT32_MAX, &n))
+		if (moat_arg_number(arg, false, 0, INT32_MAX, &n))
 			argp_error(state, "--fd=%s: a number is needed", arg);
 		else
 			a->config.fd = (int)n;
 		break;
 	case OPT_BACKEND:
-		a->config.backend = arg;
+		a->config.backend.socket = arg;
 		break;
 	case OPT_EXEC:
 		a->exec = true;
@@ -383,11 +375,21 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		parse_mappings(arg, a, state);
 		break;
 	case OPT_POLL:
-		if (parse_number(arg, POLL_MAX_US, &n))
+		if (moat_arg_number(arg, false, 0, POLL_MAX_US, &n))
 			argp_error(state, "--poll-us=%s: 0 to %u is needed",
 				   arg, POLL_MAX_US);
 		else
 			a->config.session.poll_us = (uint32_t)n;
+		break;
+	case OPT_RESTART:
+		parse_restart(arg, a, state);
+		break;
+	case OPT_RESTART_MS:
+		if (moat_arg_number(arg, false, 1, RESTART_MS_MAX, &n))
+			argp_error(state, "--restart-ms=%s: 1 to %u is needed",
+				   arg, RESTART_MS_MAX);
+		else
+			a->config.backend.restart_ms = (uint32_t)n;
 		break;
 	case OPT_ONCE:
 		a->config.once = true;
@@ -402,7 +404,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->caps = true;
 		break;
 	case ARGP_KEY_ARGS:
-		a->config.exec = state->argv + state->next;
+		a->config.backend.exec = state->argv + state->next;
 		state->next = state->argc;
 		break;
 	case ARGP_KEY_END:
@@ -475,6 +477,7 @@ int moat_cmd_guard(int argc, char **argv)
 				.poll_us = POLL_DEFAULT_US,
 				.shmem_mappings = MOAT_SHMEM_MAPPINGS_DEFAULT,
 			},
+			.backend = { .restart_ms = RESTART_DEFAULT_MS },
 			.fd = -1,
 			.seccomp = true,
 		},

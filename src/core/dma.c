@@ -167,11 +167,11 @@ static int copy_back(struct moat_dma *dma, const struct moat_dma_dst *d,
 				 dma->pool_host + d->pool_off, len);
 }
 
-static uint32_t chunks_for(uint32_t ndst)
+static uint32_t chunks_for(uint32_t nkept)
 {
-	if (ndst <= MOAT_DMA_INLINE)
+	if (nkept <= MOAT_DMA_INLINE)
 		return 0;
-	return (ndst - MOAT_DMA_INLINE + MOAT_DMA_PER_CHUNK - 1) /
+	return (nkept - MOAT_DMA_INLINE + MOAT_DMA_PER_CHUNK - 1) /
 	       MOAT_DMA_PER_CHUNK;
 }
 
@@ -200,19 +200,55 @@ static void chunks_put(struct moat_dma_queue *q, uint32_t i)
 	}
 }
 
-/* Remember the writable segments; the caller has checked chunks_left. */
-static void keep_dst(struct moat_dma_queue *q, const struct moat_chain *chain,
-		     const struct moat_dma_mapped *out,
-		     struct moat_dma_req *req)
+/* The kept segments of a request, one after the other. */
+struct walk {
+	const struct moat_dma_queue *q;
+	const struct moat_dma_req *req;
+	const struct moat_dma_chunk *c;
+	uint32_t next;
+	uint32_t i;
+};
+
+static struct walk walk_of(const struct moat_dma_queue *q,
+			   const struct moat_dma_req *req)
 {
+	return (struct walk){ .q = q, .req = req, .next = req->chunk };
+}
+
+/* The caller knows how many there are. */
+static const struct moat_dma_dst *walk_on(struct walk *w)
+{
+	uint32_t i = w->i++;
+	uint32_t k = (i - MOAT_DMA_INLINE) % MOAT_DMA_PER_CHUNK;
+
+	if (i < MOAT_DMA_INLINE)
+		return &w->req->dst[i];
+	if (!k) {
+		w->c = &w->q->chunks[w->next];
+		w->next = w->c->next;
+	}
+	return &w->c->dst[k];
+}
+
+/*
+ * Remember the writable segments, or all of them; the caller has checked
+ * chunks_left.
+ */
+static void keep_segs(struct moat_dma_queue *q, const struct moat_chain *chain,
+		      const struct moat_dma_mapped *out,
+		      struct moat_dma_req *req)
+{
+	uint32_t first = q->keep ? 0 : chain->nread;
+	uint32_t n = (uint32_t)chain->nread + chain->nwrite - first;
 	uint32_t *link = &req->chunk;
 	struct moat_dma_chunk *c = NULL;
 
 	req->chunk = MOAT_DMA_NO_CHUNK;
+	req->nsrc = q->keep ? chain->nread : 0;
 	req->ndst = chain->nwrite;
-	for (uint32_t i = 0; i < chain->nwrite; i++) {
-		const struct moat_seg *s = &chain->seg[chain->nread + i];
-		const struct moat_seg *o = &out->seg[chain->nread + i];
+	for (uint32_t i = 0; i < n; i++) {
+		const struct moat_seg *s = &chain->seg[first + i];
+		const struct moat_seg *o = &out->seg[first + i];
 		uint32_t k = (i - MOAT_DMA_INLINE) % MOAT_DMA_PER_CHUNK;
 		struct moat_dma_dst *d;
 
@@ -273,14 +309,14 @@ enum moat_dma_result moat_dma_map(struct moat_dma *dma,
 		out->need = l.run;
 		return MOAT_DMA_NEVER;
 	}
-	if (q->chunks_left < chunks_for(chain->nwrite))
+	if (q->chunks_left < chunks_for(q->keep ? n : chain->nwrite))
 		return MOAT_DMA_LATER;
 	if (slots && moat_pool_alloc(dma->pool, &q->share, (uint32_t)slots, 1,
 				     &req->run))
 		return MOAT_DMA_LATER;
 	run_off = slots_to_bytes(req->run.first);
 	settle(out, n, cell_off, run_off);
-	keep_dst(q, chain, out, req);
+	keep_segs(q, chain, out, req);
 	for (uint32_t i = 0; i < chain->nread; i++)
 		if (out->seg[i].tag != BY_REF)
 			copy_in(dma, &chain->seg[i], out->seg[i].addr);
@@ -310,24 +346,14 @@ int moat_dma_sync_for_device(struct moat_dma *dma,
 int moat_dma_sync_for_cpu(struct moat_dma *dma, struct moat_dma_queue *q,
 			  const struct moat_dma_req *req, uint64_t len)
 {
-	const struct moat_dma_chunk *c = NULL;
-	uint32_t next = req->chunk;
+	struct walk w = walk_of(q, req);
 
+	for (uint32_t i = 0; i < req->nsrc; i++)
+		walk_on(&w);
 	for (uint32_t i = 0; i < req->ndst && len; i++) {
-		uint32_t k = (i - MOAT_DMA_INLINE) % MOAT_DMA_PER_CHUNK;
-		const struct moat_dma_dst *d;
-		uint64_t n;
+		const struct moat_dma_dst *d = walk_on(&w);
+		uint64_t n = len < d->len ? len : d->len;
 
-		if (i < MOAT_DMA_INLINE) {
-			d = &req->dst[i];
-		} else {
-			if (!k) {
-				c = &q->chunks[next];
-				next = c->next;
-			}
-			d = &c->dst[k];
-		}
-		n = len < d->len ? len : d->len;
 		if (d->pool_off != MOAT_DMA_BYREF && copy_back(dma, d, n))
 			return -1;
 		len -= n;
@@ -335,14 +361,63 @@ int moat_dma_sync_for_cpu(struct moat_dma *dma, struct moat_dma_queue *q,
 	return 0;
 }
 
+static void forget(struct moat_dma_queue *q, struct moat_dma_req *req)
+{
+	chunks_put(q, req->chunk);
+	req->chunk = MOAT_DMA_NO_CHUNK;
+	req->nsrc = req->ndst = 0;
+}
+
 int moat_dma_unmap(struct moat_dma *dma, struct moat_dma_queue *q,
 		   struct moat_dma_req *req, uint64_t len)
 {
 	int ret = moat_dma_sync_for_cpu(dma, q, req, len);
 
-	chunks_put(q, req->chunk);
-	req->chunk = MOAT_DMA_NO_CHUNK;
-	req->ndst = 0;
+	forget(q, req);
 	moat_pool_free(dma->pool, &q->share, &req->run);
+	return ret;
+}
+
+void moat_dma_drop(struct moat_dma *dma, struct moat_dma_queue *q,
+		   struct moat_dma_req *req)
+{
+	moat_pool_free(dma->pool, &q->share, &req->run);
+}
+
+void moat_dma_recall(const struct moat_dma_queue *q,
+		     const struct moat_dma_req *req, struct moat_chain *chain)
+{
+	struct walk w = walk_of(q, req);
+
+	chain->nread = req->nsrc;
+	chain->nwrite = req->ndst;
+	chain->read_len = chain->write_len = 0;
+	for (uint32_t i = 0; i < (uint32_t)req->nsrc + req->ndst; i++) {
+		const struct moat_dma_dst *d = walk_on(&w);
+
+		chain->seg[i] = (struct moat_seg){
+			.addr = d->guest_addr,
+			.len = d->len,
+		};
+		if (i < req->nsrc)
+			chain->read_len += d->len;
+		else
+			chain->write_len += d->len;
+	}
+}
+
+enum moat_dma_result moat_dma_remap(struct moat_dma *dma,
+				    struct moat_dma_queue *q, uint32_t cell,
+				    const struct moat_chain *chain, bool table,
+				    struct moat_dma_req *req,
+				    struct moat_dma_mapped *out)
+{
+	enum moat_dma_result ret;
+
+	forget(q, req);
+	ret = moat_dma_map(dma, q, cell, chain, table, req, out);
+	/* The chunks that it just gave back are there. */
+	if (ret != MOAT_DMA_OK)
+		keep_segs(q, chain, out, req);
 	return ret;
 }

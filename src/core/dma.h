@@ -52,7 +52,7 @@ struct moat_dma {
 	uint32_t nshared;
 };
 
-/* A writable segment, kept from map to unmap. */
+/* A segment, kept from map to unmap. */
 struct moat_dma_dst {
 	uint64_t guest_addr;
 	uint64_t pool_off; /* MOAT_DMA_BYREF: the device wrote in place */
@@ -82,6 +82,7 @@ struct moat_dma_queue {
 	uint32_t chunk_free;  /* list of chunks given back */
 	uint32_t chunk_fresh; /* chunks from here on were never used */
 	uint32_t chunks_left;
+	bool keep; /* requests are remembered whole, for moat_dma_remap() */
 	uint64_t bytes_bounced;
 	uint64_t bytes_shared; /* passed by reference */
 };
@@ -89,7 +90,8 @@ struct moat_dma_queue {
 /** struct moat_dma_req - one mapped request; private, caller-owned, zeroed */
 struct moat_dma_req {
 	struct moat_run run;
-	uint32_t ndst;
+	uint16_t nsrc;	/* readable segments, if they are kept, and then ... */
+	uint16_t ndst;	/* ... writable ones */
 	uint32_t chunk; /* those after the first MOAT_DMA_INLINE */
 	struct moat_dma_dst dst[MOAT_DMA_INLINE];
 };
@@ -172,5 +174,35 @@ int moat_dma_sync_for_device(struct moat_dma *dma,
  */
 int moat_dma_unmap(struct moat_dma *dma, struct moat_dma_queue *q,
 		   struct moat_dma_req *req, uint64_t len);
+
+/*
+ * A device that is lost is given its requests again by another one. For queues
+ * that keep their requests:
+ *
+ *     map ... drop (the device is gone) ... recall, remap ... unmap
+ */
+
+/** moat_dma_drop() - release a request's memory; what it was is kept */
+void moat_dma_drop(struct moat_dma *dma, struct moat_dma_queue *q,
+		   struct moat_dma_req *req);
+
+/**
+ * moat_dma_recall() - a dropped request, as it was when it was mapped
+ * @chain: filled in, but for the head; nothing of it is read from the guest
+ */
+void moat_dma_recall(const struct moat_dma_queue *q,
+		     const struct moat_dma_req *req, struct moat_chain *chain);
+
+/**
+ * moat_dma_remap() - map a dropped request again
+ * @chain: from moat_dma_recall()
+ *
+ * As moat_dma_map(); on anything but MOAT_DMA_OK it is still a dropped one.
+ */
+enum moat_dma_result moat_dma_remap(struct moat_dma *dma,
+				    struct moat_dma_queue *q, uint32_t cell,
+				    const struct moat_chain *chain, bool table,
+				    struct moat_dma_req *req,
+				    struct moat_dma_mapped *out);
 
 #endif

@@ -50,6 +50,7 @@ static const struct {
 				      DEVICE_BUG },
 	[MOAT_FAULT_KICK_BLOCKS] = { "kick eventfd was made to block",
 				     DEVICE_BUG },
+	[MOAT_FAULT_GONE] = { "the device is gone", "start it again" },
 	[MOAT_FAULT_BASE] = { "base that no ring of this size can have",
 			      FRONT_BUG },
 	[MOAT_FAULT_TOO_BIG] = { "request can never fit the pool",

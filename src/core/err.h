@@ -37,6 +37,7 @@ enum moat_fault_code {
 	MOAT_FAULT_USED_UNKNOWN,
 	MOAT_FAULT_DEVICE_EVENT,
 	MOAT_FAULT_KICK_BLOCKS,
+	MOAT_FAULT_GONE,
 	/* from the configuration */
 	MOAT_FAULT_BASE,
 	MOAT_FAULT_TOO_BIG,

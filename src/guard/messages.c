@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "guard/messages.h"
+#include "guard/restart.h"
 #include "guard/session.h"
 #include "guard/vring.h"
 #include "os/fd.h"
@@ -39,9 +40,10 @@ static int op_set_features(void *dev, uint64_t features)
 		return ret;
 	forwarded = moat_policy_accept(s->config->share, s->client.features,
 				       features);
-	ret = moat_session_from_backend(
-		s, moat_vu_client_set_u64(&s->client, VHOST_USER_SET_FEATURES,
-					  forwarded));
+	do
+		ret = moat_vu_client_set_u64(
+			&s->client, VHOST_USER_SET_FEATURES, forwarded);
+	while (moat_restart_again(s, ret));
 	if (ret)
 		return ret;
 	s->accepted = features;
@@ -71,9 +73,21 @@ static int op_set_owner(void *dev)
 	return 0;
 }
 
+/* After messages that do without the backend's answer. */
+static int still_there(struct moat_session *s)
+{
+	int ret;
+
+	do
+		ret = s->client.dead ? -EPIPE : 0;
+	while (moat_restart_again(s, ret));
+	return ret;
+}
+
 static int op_reset(void *dev)
 {
 	struct moat_session *s = dev;
+	int ret;
 
 	moat_session_stop(s);
 	s->status = 0;
@@ -82,10 +96,12 @@ static int op_reset(void *dev)
 		if (s->vrings[i])
 			s->vrings[i]->enabled = false;
 	if (!moat_vu_client_has(&s->client, VHOST_USER_PROTOCOL_F_RESET_DEVICE))
-		return moat_session_from_backend(s,
-						 s->client.dead ? -EPIPE : 0);
-	return moat_session_from_backend(
-		s, moat_vu_client_simple(&s->client, VHOST_USER_RESET_DEVICE));
+		return still_there(s);
+	do
+		ret = moat_vu_client_simple(&s->client,
+					    VHOST_USER_RESET_DEVICE);
+	while (moat_restart_again(s, ret));
+	return ret;
 }
 
 static int op_get_queue_num(void *dev, uint64_t *num)
@@ -125,7 +141,9 @@ static int after_memory_change(struct moat_session *s)
 		moat_session_finish(s, MOAT_SESSION_VMM_REFUSED);
 	/* A backend that has a table is told of the new one at once. */
 	else if (s->table_sent)
-		ret = moat_session_send_table(s, false, false);
+		do
+			ret = moat_session_send_table(s, false, false);
+		while (moat_restart_again(s, ret));
 	return ret;
 }
 
@@ -227,7 +245,13 @@ static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 		return -EINVAL;
 	if (v->started)
 		moat_guard_shmem_stop(s);
-	ret = moat_session_from_backend(s, moat_vring_stop(v));
+	/* What a backend that dies now has not done is for another to do. */
+	do
+		ret = moat_vring_drain(v);
+	while (moat_restart_again(s, ret));
+	ret = moat_vring_stop(v);
+	if (moat_restart_again(s, ret))
+		ret = 0;
 	*base = v->base;
 	return ret;
 }
@@ -249,7 +273,9 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
 	if (!(s->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
 		v->enabled = true;
-	ret = moat_session_from_backend(s, moat_vring_start(v));
+	do
+		ret = moat_vring_start(v);
+	while (moat_restart_again(s, ret));
 	if (!ret)
 		moat_guard_shmem_started(s);
 	return ret;
@@ -277,10 +303,14 @@ static int op_set_vring_enable(void *dev, uint32_t index, bool enable)
 {
 	struct moat_session *s = dev;
 	struct moat_vring_ctl *v = vring_of(s, index);
+	int ret;
 
 	if (!v)
 		return -EINVAL;
-	return moat_session_from_backend(s, moat_vring_enable(v, enable));
+	do
+		ret = moat_vring_enable(v, enable);
+	while (moat_restart_again(s, ret));
+	return ret;
 }
 
 /* ---- config space and status ---- */
@@ -303,10 +333,14 @@ static int op_get_config(void *dev, struct moat_vu_config *config)
 
 	if (s->config->share != MOAT_SHARE_DIRECT)
 		moat_policy_config_range(type, &wide.offset, &wide.size);
-	ret = moat_session_from_backend(s, moat_vu_client_get_config(&s->client,
-								     &wide));
+	do
+		ret = moat_vu_client_get_config(&s->client, &wide);
+	while (moat_restart_again(s, ret));
 	if (ret)
 		return ret;
+	memcpy(s->config_space + wide.offset, wide.data, wide.size);
+	if (s->config_seen < wide.offset + wide.size)
+		s->config_seen = wide.offset + wide.size;
 	if (s->config->share != MOAT_SHARE_DIRECT)
 		moat_policy_config(type, &wide, request_limit(s));
 	memcpy(config->data, wide.data + (config->offset - wide.offset),
@@ -317,9 +351,14 @@ static int op_get_config(void *dev, struct moat_vu_config *config)
 static int op_set_config(void *dev, const struct moat_vu_config *config)
 {
 	struct moat_session *s = dev;
+	int ret;
 
-	return moat_session_from_backend(
-		s, moat_vu_client_set_config(&s->client, config));
+	do
+		ret = moat_vu_client_set_config(&s->client, config);
+	while (moat_restart_again(s, ret));
+	if (!ret)
+		s->config_set = *config;
+	return ret;
 }
 
 static int op_set_backend_req_fd(void *dev, int *fd)
@@ -343,7 +382,7 @@ static int op_set_status(void *dev, uint64_t status)
 	s->status =
 		status ? status | (s->status & VIRTIO_STATUS_NEEDS_RESET) : 0;
 	moat_guard_shmem_undo(s);
-	return moat_session_from_backend(s, s->client.dead ? -EPIPE : 0);
+	return still_there(s);
 }
 
 static int op_get_shmem_config(void *dev, uint64_t *sizes)

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 
 #include "guard/relayed.h"
+#include "guard/restart.h"
 #include "guard/session.h"
 #include "os/clock.h"
 #include "os/fd.h"
@@ -24,6 +25,21 @@ static void on_broken(void *arg, const struct moat_fault *fault)
 	struct moat_vring_ctl *v = arg;
 	struct moat_session *s = v->session;
 
+	if (v->rq.relay.drv.fault.code && moat_restart_possible(s)) {
+		log_err(s->log,
+			"queue %u: the backend broke its ring: %s (value "
+			"0x%llx, limit 0x%llx)",
+			v->index, moat_fault_text(fault->code),
+			(unsigned long long)fault->value,
+			(unsigned long long)fault->limit);
+		moat_session_finish(s, MOAT_SESSION_BACKEND_BROKEN);
+		return;
+	}
+	v->told = true;
+	if (v->rq.relay.drv.fault.code && v->rq.relay.order) {
+		moat_relay_abandon(&s->runner.relay, &v->rq.relay);
+		moat_runner_wake_starved(&s->runner);
+	}
 	if (fault->code == MOAT_FAULT_TOO_BIG)
 		log_err(s->log,
 			"queue %u broken: a request needs %llu bytes of pool "
@@ -55,6 +71,7 @@ struct storage {
 	struct moat_dma_req *reqs;
 	struct moat_dma_chunk *chunks;
 	uint64_t *share_bits;
+	struct moat_relay_order *order;
 };
 
 /*
@@ -77,7 +94,8 @@ static int get_storage(struct moat_vring_ctl *v, uint32_t num,
 	size_t reqs = v->num * sizeof(*st->reqs);
 	size_t chunks = moat_dma_chunks(v->num) * sizeof(*st->chunks);
 	size_t bits = moat_pool_words(share_slots) * sizeof(uint64_t);
-	uint8_t *p = calloc(1, descs + reqs + chunks + bits +
+	size_t order = moat_relay_order_storage(v->num) * sizeof(*st->order);
+	uint8_t *p = calloc(1, descs + reqs + chunks + bits + order +
 				       moat_devq_storage(v->num));
 
 	if (!p)
@@ -87,7 +105,8 @@ static int get_storage(struct moat_vring_ctl *v, uint32_t num,
 	st->reqs = (void *)(p + descs);
 	st->chunks = (void *)(p + descs + reqs);
 	st->share_bits = (void *)(p + descs + reqs + chunks);
-	st->outstanding = p + descs + reqs + chunks + bits;
+	st->order = (void *)(p + descs + reqs + chunks + bits);
+	st->outstanding = p + descs + reqs + chunks + bits + order;
 	return 0;
 }
 
@@ -96,26 +115,26 @@ static uint64_t round_up(uint64_t v, uint64_t to)
 	return (v + to - 1) / to * to;
 }
 
-/* The backend's ring: one piece of the pool for all three parts. Its size and
- * format are set.
+/*
+ * The backend's ring: one piece of the pool for all three parts. Its size and
+ * format are set, and where it begins.
+ *
+ * Return: its bytes.
  */
-static int make_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
-			  struct moat_vu_vring_addr *addr)
+static uint64_t place_back_ring(const struct moat_vring_ctl *v,
+				struct moat_vring *ring, uint8_t *p,
+				uint64_t at, struct moat_vu_vring_addr *addr)
 {
 	uint32_t num = ring->num;
 	uint64_t avail = moat_vring_desc_size(num);
 	uint64_t used = round_up(
 		avail + (ring->packed ? 4 : moat_vring_avail_size(num)), 64);
-	uint64_t size = used + (ring->packed ? 4 : moat_vring_used_size(num));
-	uint64_t at;
-	uint8_t *p = moat_dma_alloc_coherent(&v->session->runner.relay.dma,
-					     size, &at, &v->ring_run);
 
-	if (!p)
-		return -ENOSPC;
-	ring->desc = p;
-	ring->avail = p + avail;
-	ring->used = p + used;
+	if (p) {
+		ring->desc = p;
+		ring->avail = p + avail;
+		ring->used = p + used;
+	}
 	at = at - MOAT_POOL_GUEST_ADDR + MOAT_POOL_USER_ADDR;
 	*addr = (struct moat_vu_vring_addr){
 		.index = v->index,
@@ -123,6 +142,19 @@ static int make_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
 		.avail = at + avail,
 		.used = at + used,
 	};
+	return used + (ring->packed ? 4 : moat_vring_used_size(num));
+}
+
+static int make_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
+			  struct moat_vu_vring_addr *addr)
+{
+	uint64_t at = 0, size = place_back_ring(v, ring, NULL, at, addr);
+	uint8_t *p = moat_dma_alloc_coherent(&v->session->runner.relay.dma,
+					     size, &at, &v->ring_run);
+
+	if (!p)
+		return -ENOSPC;
+	place_back_ring(v, ring, p, at, addr);
 	return 0;
 }
 
@@ -181,6 +213,9 @@ static int build(struct moat_vring_ctl *v, const struct moat_vring *front,
 		       s->forwarded & MOAT_BIT(VIRTIO_F_EVENT_IDX),
 		       s->forwarded & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
 	q->enabled = v->enabled;
+	if (s->config->restart)
+		moat_relay_keep(q, st.order);
+	v->drained = v->told = false;
 	return 0;
 }
 
@@ -259,8 +294,7 @@ static uint32_t patience_ms(const struct moat_session *s)
 						       : ms;
 }
 
-/* Let the backend finish what it has, as long as it makes progress. */
-static void drain(struct moat_vring_ctl *v)
+static void wait_for_backend(struct moat_vring_ctl *v)
 {
 	struct moat_session *s = v->session;
 	struct moat_relay_queue *q = &v->rq.relay;
@@ -286,15 +320,24 @@ static void drain(struct moat_vring_ctl *v)
 		did = moat_relay_complete(&s->runner.relay, q, UINT32_MAX);
 		if (did & MOAT_RELAY_CALL)
 			moat_eventfd_signal(v->call_fd);
+		/* Nothing but what another backend has left undone. */
+		if (moat_relay_submit(&s->runner.relay, q, UINT32_MAX) &
+		    MOAT_RELAY_KICK)
+			moat_eventfd_signal(v->rq.kick_fd);
 		now = moat_now_ns();
 		if (did & MOAT_RELAY_MOVED)
 			next = now + quiet;
-		if (!q->drv.outstanding || q->drv.fault.code ||
-		    s->client.dead || now >= end || now >= next)
+		if ((!q->drv.outstanding && !moat_relay_replaying(q)) ||
+		    q->drv.fault.code || s->client.dead || now >= end ||
+		    now >= next)
 			return;
 		if (moat_drvq_notify_on(&q->drv))
 			continue;
 		poll(p, 4, (int)((next - now) / MOAT_NS_PER_MS) + 1);
+		/* Another backend may finish what this one had. */
+		if (p[1].revents && s->config->restart)
+			moat_session_from_backend(
+				s, moat_vu_client_input(&s->client));
 		if (p[1].revents || p[2].revents)
 			return;
 		if (p[3].revents)
@@ -305,6 +348,20 @@ static void drain(struct moat_vring_ctl *v)
 	}
 }
 
+void moat_relayed_drain(struct moat_vring_ctl *v)
+{
+	struct moat_session *s = v->session;
+
+	v->rq.relay.enabled = false;
+	if (v->drained)
+		return;
+	moat_alarm_on(s->config->alarm);
+	wait_for_backend(v);
+	if (!moat_runner_busy(&s->runner))
+		moat_alarm_off(s->config->alarm);
+	v->drained = !s->client.dead;
+}
+
 int moat_relayed_stop(struct moat_vring_ctl *v)
 {
 	struct moat_session *s = v->session;
@@ -313,18 +370,18 @@ int moat_relayed_stop(struct moat_vring_ctl *v)
 	int ret;
 
 	moat_runner_detach(&s->runner, &v->rq);
-	q->enabled = false;
-	moat_alarm_on(s->config->alarm);
-	drain(v);
-	if (!moat_runner_busy(&s->runner))
-		moat_alarm_off(s->config->alarm);
+	moat_relayed_drain(v);
 	back_base = moat_drvq_base(&q->drv);
 	ret = moat_vu_client_get_vring_base(&s->client, v->index, &back_base);
 	/* Whatever the backend finished before it answered. */
 	if (moat_relay_complete(&s->runner.relay, q, UINT32_MAX) &
 	    MOAT_RELAY_CALL)
 		moat_eventfd_signal(v->call_fd);
+	/* All that it had is for the next one. */
+	if (s->client.dead && q->order)
+		moat_relay_lose(&s->runner.relay, q);
 	v->base = moat_relay_stop(&s->runner.relay, q, back_base, &lost);
+	s->completed += q->stats.completed;
 	s->bytes_bounced += q->dma.bytes_bounced;
 	s->bytes_shared += q->dma.bytes_shared;
 	/* A backend that keeps requests is not waited for queue by queue. */
@@ -345,4 +402,62 @@ int moat_relayed_stop(struct moat_vring_ctl *v)
 	tear_down(v);
 	moat_runner_wake_starved(&s->runner);
 	return ret;
+}
+
+void moat_relayed_lose(struct moat_vring_ctl *v)
+{
+	struct moat_session *s = v->session;
+
+	moat_runner_detach(&s->runner, &v->rq);
+	if (moat_relay_complete(&s->runner.relay, &v->rq.relay, UINT32_MAX) &
+	    MOAT_RELAY_CALL)
+		moat_eventfd_signal(v->call_fd);
+	moat_relay_lose(&s->runner.relay, &v->rq.relay);
+	/* It can do what it likes with those that it has. */
+	moat_fd_close(&v->rq.kick_fd);
+	moat_fd_close(&v->back_call_fd);
+}
+
+static void find_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
+			   struct moat_vu_vring_addr *addr)
+{
+	struct moat_session *s = v->session;
+	uint64_t off = (uint64_t)v->ring_run.first << MOAT_SLOT_SHIFT;
+
+	*ring = v->rq.relay.drv.ring;
+	place_back_ring(v, ring, s->pool_mem.host + off,
+			MOAT_POOL_GUEST_ADDR + off, addr);
+}
+
+void moat_relayed_renew(struct moat_vring_ctl *v)
+{
+	struct moat_drvq *drv = &v->rq.relay.drv;
+	struct moat_vu_vring_addr addr;
+	struct moat_vring ring;
+
+	find_back_ring(v, &ring, &addr);
+	moat_drvq_init(drv, &ring, drv->descs, drv->event_idx, drv->indirect);
+	/* It stays broken. */
+	if (v->told)
+		moat_fault_set(&drv->fault, MOAT_FAULT_GONE, 0, 0);
+}
+
+int moat_relayed_resume(struct moat_vring_ctl *v)
+{
+	struct moat_session *s = v->session;
+	struct moat_drvq *drv = &v->rq.relay.drv;
+	struct moat_vu_vring_addr addr;
+	struct moat_vring ring;
+	int ret;
+
+	find_back_ring(v, &ring, &addr);
+	ret = make_fds(v);
+	if (!ret)
+		ret = moat_vring_tell_backend(v, &addr, ring.num,
+					      moat_drvq_base(drv),
+					      v->rq.kick_fd, v->back_call_fd,
+					      -1);
+	if (ret || v->told)
+		return ret;
+	return moat_runner_attach(&s->runner, &v->rq);
 }

@@ -27,4 +27,33 @@ int moat_relayed_start(struct moat_vring_ctl *v,
  */
 int moat_relayed_stop(struct moat_vring_ctl *v);
 
+/**
+ * moat_relayed_drain() - take no new requests, and let those under way finish
+ *
+ * As long as the backend makes progress, and no longer than is bearable.
+ */
+void moat_relayed_drain(struct moat_vring_ctl *v);
+
+/*
+ * A queue whose session outlives its backend (restart.h):
+ *
+ *     lose ... renew (the pool is a fresh one) ... resume
+ *
+ * and lose again at any time.
+ */
+
+/** moat_relayed_lose() - the backend is gone: take what it had finished */
+void moat_relayed_lose(struct moat_vring_ctl *v);
+
+/** moat_relayed_renew() - an empty ring for the backend, where the old one was
+ */
+void moat_relayed_renew(struct moat_vring_ctl *v);
+
+/**
+ * moat_relayed_resume() - start the queue at the new backend
+ *
+ * Return: 0, or a negative errno; then lose it again.
+ */
+int moat_relayed_resume(struct moat_vring_ctl *v);
+
 #endif

@@ -13,17 +13,12 @@
 #include <unistd.h>
 
 #include "guard/service.h"
-#include "os/child.h"
+#include "os/cutoff.h"
 #include "os/fd.h"
 #include "os/sandbox.h"
 #include "os/sock.h"
 
-#define BACKEND_START_MS 10000u /* a backend may take to listen */
-#define BACKEND_LOOK_MS 100u	/* is it still there? */
-#define BACKEND_AGAIN_MS 2000u	/* and to listen again */
-#define CHILD_GRACE_MS 3000u
 #define FDS_WANTED (5u * MOAT_VU_VRINGS_MAX + 256u)
-#define CHILD_ENDS_MS 200 /* a child may end when its VMM has left */
 
 struct service {
 	const struct moat_service_config *config;
@@ -32,11 +27,10 @@ struct service {
 	struct moat_session *session;
 	struct moat_session_config session_config;
 	struct moat_alarm alarm;
-	struct moat_child child;
-	struct moat_source listen_src, signal_src, child_src;
+	struct moat_backend backend;
+	struct moat_source listen_src, signal_src;
 	int listen_fd;
-	bool stopping; /* a signal asked for it */
-	bool child_ended;
+	bool stopping;	 /* a signal asked for it */
 	bool vmm_served; /* at least one */
 	int vmm_fd;	 /* just accepted, or given; -1: none */
 };
@@ -73,15 +67,6 @@ static void on_signal(void *arg, uint32_t events)
 	v->stopping = true;
 	/* It stays readable: that also ends every wait for a peer. */
 	moat_loop_unwatch(&v->loop, &v->signal_src);
-}
-
-static void on_child(void *arg, uint32_t events)
-{
-	struct service *v = arg;
-
-	(void)events;
-	v->child_ended = true;
-	moat_loop_unwatch(&v->loop, &v->child_src);
 }
 
 static void on_listen(void *arg, uint32_t events)
@@ -135,82 +120,6 @@ static void raise_fd_limit(void)
 	setrlimit(RLIMIT_NOFILE, &l);
 }
 
-static int start_child(struct service *v)
-{
-	int ret;
-
-	if (!v->config->exec)
-		return 0;
-	ret = moat_child_start(&v->child, v->config->exec);
-	if (ret) {
-		log_err(v->log, "can not start the backend '%s': %s",
-			v->config->exec[0], strerror(-ret));
-		return ret;
-	}
-	v->child_src.fd = v->child.pidfd;
-	return moat_loop_watch(&v->loop, &v->child_src, false);
-}
-
-/* A child that ends with its VMM, as virtiofsd does, has done its work. */
-static bool child_is_done(struct service *v)
-{
-	struct pollfd p = { .fd = v->child.pidfd, .events = POLLIN };
-
-	if (!v->config->exec || !v->vmm_served)
-		return false;
-	/* It sees its VMM leave when we do, and may take a moment to end. */
-	return poll(&p, 1, CHILD_ENDS_MS) > 0;
-}
-
-/* -ECHILD if it has ended and nobody listens in its place. */
-static int connect_child(struct service *v)
-{
-	struct pollfd p = { .fd = v->child.pidfd, .events = POLLIN };
-	unsigned int waited = 0;
-	int fd;
-
-	do {
-		bool ended = poll(&p, 1, 0) > 0;
-
-		fd = moat_sock_connect_wait(v->child.path,
-					    ended ? 0 : BACKEND_LOOK_MS,
-					    v->session_config.abort_fd);
-		if (ended && (fd == -ENOENT || fd == -ECONNREFUSED))
-			return -ECHILD;
-		waited += BACKEND_LOOK_MS;
-	} while ((fd == -ENOENT || fd == -ECONNREFUSED || fd == -EAGAIN) &&
-		 waited < BACKEND_START_MS);
-	return fd;
-}
-
-static int connect_backend(struct service *v)
-{
-	const char *path = v->config->backend;
-	unsigned int ms = v->vmm_served ? BACKEND_AGAIN_MS : 0;
-	int fd;
-
-	if (v->config->exec && !v->child.has_path)
-		return v->child.fd >= 0 ? moat_fd_take(&v->child.fd) : -EPIPE;
-	if (v->config->exec) {
-		path = v->child.path;
-		fd = connect_child(v);
-	} else {
-		fd = moat_sock_connect_wait(path, ms,
-					    v->session_config.abort_fd);
-	}
-	if (fd == -ECHILD)
-		log_err(v->log,
-			"the backend '%s' has ended and listens nowhere; see "
-			"its own messages, and its options",
-			v->config->exec[0]);
-	else if (fd < 0 && fd != -EINTR)
-		log_err(v->log,
-			"can not connect to the backend at %s: %s; is it "
-			"running?",
-			path, strerror(-fd));
-	return fd;
-}
-
 static int listen_for_vmm(struct service *v)
 {
 	const struct moat_service_config *c = v->config;
@@ -239,8 +148,8 @@ static int enter_sandbox(struct service *v)
 		log_warn(v->log, "runs without its sandbox (--sandbox=none)");
 		return 0;
 	}
-	ret = moat_sandbox_privileges(v->config->exec ? UINT64_C(1) << CAP_KILL
-						      : 0);
+	ret = moat_sandbox_privileges(
+		v->config->backend.exec ? UINT64_C(1) << CAP_KILL : 0);
 	if (!ret)
 		ret = moat_sandbox_syscalls(syscalls);
 	if (ret)
@@ -252,13 +161,15 @@ static int enter_sandbox(struct service *v)
 /* Wait for a VMM, then serve it, until the session ends or we have to. */
 static void run_session(struct service *v)
 {
+	struct pollfd p = { v->session_config.abort_fd, POLLIN, 0 };
 	struct moat_session *s = v->session;
 
 	if (v->vmm_fd < 0) {
 		v->listen_src.fd = v->listen_fd;
 		moat_loop_watch(&v->loop, &v->listen_src, false);
 	}
-	while (!v->stopping && s->end == MOAT_SESSION_RUNNING) {
+	while (!v->stopping &&
+	       (s->end == MOAT_SESSION_RUNNING || !moat_restart(s))) {
 		int wait = moat_session_step(s);
 
 		if (v->vmm_fd >= 0) {
@@ -270,13 +181,16 @@ static void run_session(struct service *v)
 		}
 		moat_loop_wait(&v->loop, wait);
 		/* A child that ends closes its socket: that says it all. */
-		if (v->child_ended && s->end == MOAT_SESSION_RUNNING &&
+		if (v->backend.ended && s->end == MOAT_SESSION_RUNNING &&
 		    s->server.conn.fd < 0) {
 			log_err(v->log, "the backend has ended");
 			s->end = MOAT_SESSION_BACKEND_GONE;
 		}
 	}
 	moat_loop_unwatch(&v->loop, &v->listen_src);
+	/* It may be what made a call of the backend fail. */
+	if (poll(&p, 1, 0) > 0)
+		v->stopping = true;
 }
 
 /* After a session: 0 to go on, 1 to end well, a negative errno to end badly. */
@@ -285,7 +199,7 @@ static int judge(struct service *v)
 	struct moat_session *s = v->session;
 	/* A backend that was handed its one connection can have no other. */
 	bool once = v->config->once || v->config->fd >= 0 ||
-		    (v->config->exec && !v->child.has_path);
+		    moat_backend_one_vmm(&v->backend);
 
 	if (v->stopping)
 		return 1;
@@ -304,7 +218,7 @@ static int judge(struct service *v)
 	case MOAT_SESSION_VMM_REFUSED:
 		return once ? -EPROTO : 0;
 	case MOAT_SESSION_BACKEND_BROKEN:
-		return once || v->config->exec ? -EPROTO : 0;
+		return once || v->config->backend.exec ? -EPROTO : 0;
 	default:
 		return -EPIPE;
 	}
@@ -317,11 +231,11 @@ static int turn(struct service *v)
 	bool first = !v->vmm_served;
 	int ret, fd;
 
-	if (child_is_done(v)) {
+	if (v->vmm_served && moat_backend_done(&v->backend)) {
 		log_info(v->log, "the backend has ended with its VMM");
 		return 1;
 	}
-	fd = connect_backend(v);
+	fd = moat_backend_connect(&v->backend, v->vmm_served);
 	if (v->stopping || fd == -EINTR)
 		return 1;
 	if (fd < 0)
@@ -359,7 +273,7 @@ static void clean_up(struct service *v)
 		unlink(v->config->socket_path);
 	moat_fd_close(&v->listen_fd);
 	moat_fd_close(&v->vmm_fd);
-	moat_child_stop(&v->child, CHILD_GRACE_MS);
+	moat_backend_end(&v->backend);
 	moat_fd_close(&v->session_config.udmabuf_fd);
 	moat_loop_fini(&v->loop);
 	free(v->session);
@@ -373,7 +287,6 @@ int moat_service_run(const struct moat_service_config *config,
 		.log = log,
 		.session = calloc(1, sizeof(*v.session)),
 		.session_config = config->session,
-		.child = { .pidfd = -1, .fd = -1 },
 		.listen_fd = -1,
 		.vmm_fd = -1,
 	};
@@ -381,7 +294,6 @@ int moat_service_run(const struct moat_service_config *config,
 
 	v.listen_src = (struct moat_source){ -1, on_listen, &v };
 	v.signal_src = (struct moat_source){ -1, on_signal, &v };
-	v.child_src = (struct moat_source){ -1, on_child, &v };
 	if (!v.session)
 		return 1;
 	/* First of all: a backend of our user may be waiting for us. */
@@ -390,12 +302,18 @@ int moat_service_run(const struct moat_service_config *config,
 		ret = moat_loop_init(&v.loop);
 	if (!ret)
 		ret = watch_signals(&v);
+	moat_backend_init(&v.backend, &config->backend, log, &v.loop,
+			  v.session_config.abort_fd);
+	if (config->backend.restarts)
+		v.session_config.restart = &v.backend.ops;
 	open_udmabuf(&v);
+	if (!ret)
+		ret = moat_cutoff_init();
 	if (!ret)
 		ret = moat_alarm_init(&v.alarm);
 	v.session_config.alarm = ret ? NULL : &v.alarm;
 	if (!ret)
-		ret = start_child(&v);
+		ret = moat_backend_start(&v.backend);
 	raise_fd_limit();
 	while (!ret)
 		ret = turn(&v);

@@ -13,15 +13,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "guard/backend.h"
 #include "guard/session.h"
 #include "os/log.h"
 
 struct moat_service_config {
 	struct moat_session_config session; /* its fds are the service's */
 	const char *socket_path;	    /* listen here, or ... */
-	int fd;		     /* ... serve this connection; -1 for none */
-	const char *backend; /* connect here, or ... */
-	char *const *exec;   /* ... start this; NULL for none */
+	int fd; /* ... serve this connection; -1 for none */
+	struct moat_backend_config backend;
 	bool once;
 	bool seccomp;
 };

@@ -7,6 +7,7 @@
 #include "guard/session.h"
 #include "guard/vring.h"
 #include "os/clock.h"
+#include "os/cutoff.h"
 #include "os/fd.h"
 
 /* Of a backend that says nothing about its number of queues. */
@@ -249,12 +250,28 @@ static int sooner(int wait, int ms)
 	return wait < 0 || ms < wait ? ms : wait;
 }
 
+/* Once for whatever happened in a turn; the log bounds its lines. */
+static void say_cut_off(struct moat_session *s)
+{
+	uint64_t pages = moat_cutoff_pages();
+
+	if (pages == s->pages_lost)
+		return;
+	log_warn(s->log,
+		 "%llu pages of guest memory were cut off while they were in "
+		 "use: they read as zeroes, and what is written there is lost; "
+		 "the guest or the VMM shortened a file",
+		 (unsigned long long)(pages - s->pages_lost));
+	s->pages_lost = pages;
+}
+
 int moat_session_step(struct moat_session *s)
 {
 	uint64_t now;
 	int wait = -1;
 
 	moat_runner_turn(&s->runner);
+	say_cut_off(s);
 	if (!s->config_changed && !s->channel_next_ns && !s->shmem.asked)
 		return moat_runner_busy(&s->runner) ? 0 : -1;
 	now = moat_now_ns();
@@ -277,14 +294,48 @@ int moat_session_step(struct moat_session *s)
 
 /* ---- beginning and end ---- */
 
+void moat_session_meet(struct moat_session *s, int fd)
+{
+	moat_vu_client_init(&s->client, fd, s->config->abort_fd, s->log);
+	s->client.config_changed = on_config_changed;
+	s->client.channel_ends = on_channel_ends;
+	s->client.shmem = moat_guard_shmem_request;
+	s->client.stalled = moat_guard_shmem_stalled;
+	s->client.arg = s;
+}
+
+int moat_session_negotiate(struct moat_session *s)
+{
+	return moat_vu_client_negotiate(
+		&s->client,
+		MOAT_POLICY_BACKEND_PROTOCOL |
+			(s->config->shmem ? MOAT_POLICY_SHMEM_PROTOCOL : 0));
+}
+
+int moat_session_watch_backend(struct moat_session *s)
+{
+	int ret;
+
+	s->client_src.fd = s->client.conn.fd;
+	ret = moat_loop_watch(s->loop, &s->client_src, false);
+	moat_session_watch_channel(s);
+	return ret;
+}
+
+void moat_session_unwatch_backend(struct moat_session *s)
+{
+	moat_loop_unwatch(s->loop, &s->client_src);
+	moat_loop_unwatch(s->loop, &s->channel_src);
+	s->channel_next_ns = 0;
+	s->channel_tokens = CHANNEL_BURST;
+}
+
 /* What the backend is, and whether it will do. */
 static int ask_backend(struct moat_session *s)
 {
 	struct moat_vu_client *c = &s->client;
 	uint64_t num = VRINGS_DEFAULT;
-	int ret = moat_vu_client_negotiate(
-		c, MOAT_POLICY_BACKEND_PROTOCOL |
-			   (s->config->shmem ? MOAT_POLICY_SHMEM_PROTOCOL : 0));
+	int ret = moat_session_negotiate(s);
 
 	if (!ret)
 		ret = moat_guard_shmem_open(s);
@@ -338,21 +389,13 @@ int moat_session_open(struct moat_session *s,
 			    config->udmabuf_fd);
 	moat_vu_conn_init(&s->vmm_channel, -1);
 	moat_vu_server_init(&s->server, -1, &moat_session_ops, s, log);
-	moat_vu_client_init(&s->client, fd, config->abort_fd, log);
-	s->client.config_changed = on_config_changed;
-	s->client.channel_ends = on_channel_ends;
-	s->client.shmem = moat_guard_shmem_request;
-	s->client.stalled = moat_guard_shmem_stalled;
-	s->client.arg = s;
+	moat_session_meet(s, fd);
 	moat_runner_init(&s->runner, loop, config->poll_us);
 	s->runner.alarm = config->alarm;
 	ret = ask_backend(s);
 	if (ret)
 		return moat_session_from_backend(s, ret);
-	s->client_src.fd = s->client.conn.fd;
-	ret = moat_loop_watch(loop, &s->client_src, false);
-	moat_session_watch_channel(s);
-	return ret;
+	return moat_session_watch_backend(s);
 }
 
 int moat_session_serve(struct moat_session *s, int fd)
@@ -370,8 +413,7 @@ void moat_session_hurry(struct moat_session *s)
 void moat_session_close(struct moat_session *s)
 {
 	moat_loop_unwatch(s->loop, &s->server_src);
-	moat_loop_unwatch(s->loop, &s->client_src);
-	moat_loop_unwatch(s->loop, &s->channel_src);
+	moat_session_unwatch_backend(s);
 	moat_guard_shmem_close(s);
 	for (uint32_t i = 0; i < MOAT_VU_VRINGS_MAX; i++) {
 		moat_vring_free(s->vrings[i]);

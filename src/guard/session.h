@@ -23,6 +23,7 @@
 
 #include "guard/memory.h"
 #include "guard/policy.h"
+#include "guard/restart.h"
 #include "guard/runner.h"
 #include "guard/shmem.h"
 #include "os/log.h"
@@ -53,6 +54,7 @@ struct moat_session_config {
 	uint32_t poll_us;
 	int abort_fd;		  /* readable: stop waiting for anybody */
 	struct moat_alarm *alarm; /* ends calls that a peer made block */
+	const struct moat_restart_ops *restart; /* NULL: off */
 };
 
 enum moat_session_end {
@@ -94,8 +96,16 @@ struct moat_session {
 	struct moat_vring_ctl *vrings[MOAT_VU_VRINGS_MAX];
 
 	uint64_t bytes_bounced, bytes_shared; /* by queues that have ended */
-	int mode_said;	/* last choice logged: 1 direct (hybrid), 2 bounce */
+	uint64_t completed;		      /* requests, likewise */
+	int mode_said; /* last choice logged: 1 direct (hybrid), 2 bounce */
+	uint64_t pages_lost; /* of os/cutoff.h, as far as it was said */
 	bool impatient; /* the backend kept requests when a queue stopped */
+
+	/* for the successor of a backend (restart.h) */
+	uint32_t config_seen; /* bytes of config space that were read ... */
+	uint8_t config_space[MOAT_VU_CONFIG_MAX];
+	struct moat_vu_config config_set; /* what was written last */
+	uint64_t replaced_at;		  /* requests completed at the last */
 
 	bool config_changed;	  /* to be passed on when legal */
 	uint64_t config_next_ns;  /* not before */
@@ -158,6 +168,16 @@ void moat_session_finish(struct moat_session *s, enum moat_session_end end);
  * Return: @ret.
  */
 int moat_session_from_backend(struct moat_session *s, int ret);
+
+/** moat_session_meet() - the backend is at @fd, which is the session's */
+void moat_session_meet(struct moat_session *s, int fd);
+
+/** moat_session_negotiate() - as far as no VMM is needed for it */
+int moat_session_negotiate(struct moat_session *s);
+
+/** moat_session_watch_backend() - hear what it sends; 0 or a negative errno */
+int moat_session_watch_backend(struct moat_session *s);
+void moat_session_unwatch_backend(struct moat_session *s);
 
 /** moat_session_any_started() - does any queue run? */
 bool moat_session_any_started(const struct moat_session *s);

@@ -215,6 +215,8 @@ static int ask(struct moat_session *s, uint32_t request,
 
 	if (!moat_vu_conn_room(&s->vmm_channel))
 		return -EAGAIN;
+	if (fd >= 0)
+		moat_guest_mem_show(&s->mem, fd);
 	g->answer_src = (struct moat_source){ s->vmm_channel.fd, on_answer, s };
 	ret = moat_loop_watch(s->loop, &g->answer_src, false);
 	if (!ret)
@@ -365,6 +367,30 @@ void moat_guard_shmem_stop(struct moat_session *s)
 	s->shmem.stopping = true;
 	moat_vu_shmem_doubt(&s->shmem.table);
 	answer_backend(s, EINTR);
+}
+
+int moat_guard_shmem_reopen(struct moat_session *s)
+{
+	const struct moat_guard_shmem *g = &s->shmem;
+	uint64_t sizes[MOAT_VU_SHMEM_MAX] = { 0 };
+	int ret;
+
+	if (!moat_vu_client_has(&s->client, VHOST_USER_PROTOCOL_F_SHMEM_MAP) ||
+	    s->client.channel.fd < 0 || !moat_vu_shmem_any(&g->table))
+		return 0;
+	ret = moat_vu_client_get_shmem_config(&s->client, sizes);
+	if (ret || !memcmp(sizes, g->table.sizes, sizeof(sizes)))
+		return ret;
+	log_err(s->log, "the new backend's shared memory regions are not those "
+			"of the one before; start the same one again");
+	return -EPROTO;
+}
+
+void moat_guard_shmem_lose(struct moat_session *s)
+{
+	s->shmem.owed = false;
+	s->client.hold = false;
+	moat_vu_shmem_doubt(&s->shmem.table);
 }
 
 void moat_guard_shmem_timers(struct moat_session *s, uint64_t now)

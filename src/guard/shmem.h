@@ -55,6 +55,21 @@ struct moat_guard_shmem {
 int moat_guard_shmem_open(struct moat_session *s);
 void moat_guard_shmem_close(struct moat_session *s);
 
+/**
+ * moat_guard_shmem_reopen() - another backend: are its regions the same?
+ *
+ * Return: 0, or a negative errno, logged.
+ */
+int moat_guard_shmem_reopen(struct moat_session *s);
+
+/**
+ * moat_guard_shmem_lose() - the backend is gone; what it mapped is not
+ *
+ * Its mappings are in doubt from now on: its successor does not know of them,
+ * and the guest may be using them.
+ */
+void moat_guard_shmem_lose(struct moat_session *s);
+
 /** moat_guard_shmem_request() - for struct moat_vu_client */
 int moat_guard_shmem_request(void *arg, uint32_t request,
 			     const struct moat_vu_mmap *what, int *fd,

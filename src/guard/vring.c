@@ -143,6 +143,15 @@ int moat_vring_stop(struct moat_vring_ctl *v)
 	return ret;
 }
 
+int moat_vring_drain(struct moat_vring_ctl *v)
+{
+	const struct moat_session *s = v->session;
+
+	if (v->started && !v->direct)
+		moat_relayed_drain(v);
+	return s->client.dead ? -EPIPE : 0;
+}
+
 int moat_vring_enable(struct moat_vring_ctl *v, bool enable)
 {
 	struct moat_session *s = v->session;

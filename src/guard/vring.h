@@ -41,6 +41,8 @@ struct moat_vring_ctl {
 	struct moat_run ring_run; /* the backend's ring, in the pool */
 	int back_call_fd;	  /* the backend calls us on it */
 	void *storage;
+	bool told;    /* the driver knows that the queue is broken */
+	bool drained; /* it was, and takes no new requests */
 };
 
 /**
@@ -73,6 +75,15 @@ int moat_vring_start(struct moat_vring_ctl *v);
  * stopped in any case.
  */
 int moat_vring_stop(struct moat_vring_ctl *v);
+
+/**
+ * moat_vring_drain() - take no new requests, let those under way finish
+ *
+ * As moat_vring_stop() does, but nothing is lost if the backend is.
+ *
+ * Return: 0, or -EPIPE if the backend is gone.
+ */
+int moat_vring_drain(struct moat_vring_ctl *v);
 
 /** moat_vring_enable() - let requests through, or not; tells the backend */
 int moat_vring_enable(struct moat_vring_ctl *v, bool enable);

@@ -14,15 +14,88 @@ static void refuse(struct moat_relay *relay, struct moat_relay_queue *q)
 		       limit);
 }
 
+/* ---- requests that are kept, in the order in which they were taken ---- */
+
+void moat_relay_keep(struct moat_relay_queue *q, struct moat_relay_order *order)
+{
+	uint16_t end = q->dev.ring.num;
+
+	q->order = order;
+	q->dma.keep = true;
+	order[end].prev = order[end].next = q->replay = end;
+}
+
+static void order_add(struct moat_relay_queue *q, uint16_t head)
+{
+	uint16_t end = q->dev.ring.num;
+	struct moat_relay_order *o = q->order;
+
+	if (!o)
+		return;
+	o[head] = (struct moat_relay_order){ o[end].prev, end };
+	o[o[end].prev].next = head;
+	o[end].prev = head;
+}
+
+static void order_del(struct moat_relay_queue *q, uint16_t head)
+{
+	struct moat_relay_order *o = q->order;
+
+	if (!o)
+		return;
+	o[o[head].prev].next = o[head].next;
+	o[o[head].next].prev = o[head].prev;
+}
+
+/* How many there are from @head on. */
+static uint16_t order_count(const struct moat_relay_queue *q, uint16_t head)
+{
+	uint16_t n = 0;
+
+	for (; head != q->dev.ring.num; head = q->order[head].next)
+		n++;
+	return n;
+}
+
+uint32_t moat_relay_taken(const struct moat_relay_queue *q)
+{
+	return order_count(q, q->order[q->dev.ring.num].next);
+}
+
+void moat_relay_lose(struct moat_relay *relay, struct moat_relay_queue *q)
+{
+	uint16_t end = q->dev.ring.num, first = q->order[end].next;
+
+	for (uint16_t i = first; i != end; i = q->order[i].next)
+		moat_dma_drop(&relay->dma, &q->dma, &q->reqs[i]);
+	q->replay = first;
+	moat_fault_set(&q->drv.fault, MOAT_FAULT_GONE, 0, 0);
+	moat_pool_yield(relay->dma.pool, &q->dma.share);
+}
+
+/* ---- from the guest to the backend ---- */
+
+static enum moat_dma_result map(struct moat_relay *relay,
+				struct moat_relay_queue *q, bool table,
+				bool again)
+{
+	const struct moat_chain *c = &relay->chain;
+
+	return (again ? moat_dma_remap
+		      : moat_dma_map)(&relay->dma, &q->dma, c->head, c, table,
+				      &q->reqs[c->head], &relay->mapped);
+}
+
 /*
- * Carry the request that was just peeked.
- * Return: true if it was taken, false if it stays in the ring.
+ * Carry the request that was just peeked, or recalled in order to be given to
+ * another backend (@again).
+ * Return: true if it was taken, false if it stays where it is.
  */
-static bool carry(struct moat_relay *relay, struct moat_relay_queue *q)
+static bool carry(struct moat_relay *relay, struct moat_relay_queue *q,
+		  bool again)
 {
 	const struct moat_chain *c = &relay->chain;
 	uint32_t n = (uint32_t)c->nread + c->nwrite;
-	struct moat_dma_req *req = &q->reqs[c->head];
 	bool table;
 
 	if (!q->drv.indirect && n > q->drv.ring.num) {
@@ -36,8 +109,7 @@ static bool carry(struct moat_relay *relay, struct moat_relay_queue *q)
 		return false;
 	}
 	table = moat_drvq_wants_table(&q->drv, n);
-	switch (moat_dma_map(&relay->dma, &q->dma, c->head, c, table, req,
-			     &relay->mapped)) {
+	switch (map(relay, q, table, again)) {
 	case MOAT_DMA_LATER:
 		q->starved = true;
 		return false;
@@ -47,7 +119,10 @@ static bool carry(struct moat_relay *relay, struct moat_relay_queue *q)
 	case MOAT_DMA_OK:
 		break;
 	}
-	moat_devq_take(&q->dev, c->head);
+	if (!again) {
+		moat_devq_take(&q->dev, c->head);
+		order_add(q, c->head);
+	}
 	moat_drvq_add(&q->drv, relay->mapped.seg, c->nread, c->nwrite, c->head,
 		      relay->mapped.table, relay->mapped.table_addr);
 	return true;
@@ -76,12 +151,44 @@ static unsigned int yield_if_idle(struct moat_relay *relay,
 
 	if (q->enabled && !moat_relay_fault(q))
 		return 0;
-	if (q->drv.fault.code) {
+	/* What is kept may yet be for another backend. */
+	if (q->drv.fault.code && !q->order) {
 		held |= q->dma.share.stats.used != 0;
 		release_all(relay, q);
 	}
 	moat_pool_yield(relay->dma.pool, &q->dma.share);
 	return held ? MOAT_RELAY_MOVED : 0;
+}
+
+void moat_relay_abandon(struct moat_relay *relay, struct moat_relay_queue *q)
+{
+	release_all(relay, q);
+	moat_pool_yield(relay->dma.pool, &q->dma.share);
+}
+
+/* What a backend that is gone had not done, for its successor. */
+static unsigned int replay(struct moat_relay *relay, struct moat_relay_queue *q,
+			   unsigned int budget)
+{
+	unsigned int flags = 0;
+
+	while (moat_relay_replaying(q)) {
+		if (!budget--) {
+			flags |= MOAT_RELAY_MORE;
+			break;
+		}
+		relay->chain.head = q->replay;
+		moat_dma_recall(&q->dma, &q->reqs[q->replay], &relay->chain);
+		if (!carry(relay, q, true)) {
+			q->stats.waits += q->starved;
+			break;
+		}
+		q->replay = q->order[q->replay].next;
+		flags |= MOAT_RELAY_MOVED;
+	}
+	if (moat_drvq_publish(&q->drv))
+		flags |= MOAT_RELAY_KICK;
+	return flags;
 }
 
 unsigned int moat_relay_submit(struct moat_relay *relay,
@@ -91,19 +198,31 @@ unsigned int moat_relay_submit(struct moat_relay *relay,
 	bool empty = false;
 
 	q->starved = false;
-	if (!q->enabled || moat_relay_fault(q))
-		return yield_if_idle(relay, q);
+	/* They were taken while the queue was enabled. */
+	if (moat_relay_replaying(q) && !moat_relay_fault(q))
+		flags = replay(relay, q, budget);
+	if (moat_relay_replaying(q) || !q->enabled || moat_relay_fault(q))
+		return flags | yield_if_idle(relay, q);
 	while (moat_devq_peek(&q->dev, relay->dma.guest, &relay->chain) > 0) {
 		if (!budget--) {
 			flags |= MOAT_RELAY_MORE;
 			break;
 		}
 		if (!relay->chain.nread && !relay->chain.nwrite) {
-			/* Nothing but zero-length buffers: nothing to do. */
+			/*
+			 * Nothing but zero-length buffers: nothing to do. But
+			 * a stop could not put those before it back into the
+			 * ring any more: it waits for them.
+			 */
+			if (q->drv.outstanding) {
+				q->starved = true;
+				q->stats.waits++;
+				break;
+			}
 			moat_devq_take(&q->dev, relay->chain.head);
 			moat_devq_push(&q->dev, relay->chain.head, 0);
 			empty = true;
-		} else if (carry(relay, q)) {
+		} else if (carry(relay, q, false)) {
 			q->stats.requests++;
 			flags |= MOAT_RELAY_MOVED;
 		} else {
@@ -130,6 +249,7 @@ unsigned int moat_relay_complete(struct moat_relay *relay,
 
 	while (budget && moat_drvq_get(&q->drv, &head, &len) > 0) {
 		moat_dma_unmap(&relay->dma, &q->dma, &q->reqs[head], len);
+		order_del(q, (uint16_t)head);
 		moat_devq_push(&q->dev, (uint16_t)head, len);
 		q->stats.completed++;
 		flags |= MOAT_RELAY_MOVED;
@@ -169,11 +289,18 @@ uint32_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,
 			 uint32_t backend_base, uint32_t *lost)
 {
 	uint16_t untaken = moat_drvq_untaken(&q->drv, backend_base);
+	uint32_t all = q->drv.outstanding;
 
+	/* What is kept is more than what this backend was given. */
+	if (q->order) {
+		all = moat_relay_taken(q);
+		untaken = q->drv.fault.code == MOAT_FAULT_GONE ? 0 : untaken;
+		untaken = (uint16_t)(untaken + order_count(q, q->replay));
+	}
 	/* A base does not bring back what was finished: see moat_devq_rewind().
 	 */
 	untaken = moat_devq_rewind(&q->dev, untaken);
-	*lost = (uint32_t)q->drv.outstanding - untaken;
+	*lost = all - untaken;
 	release_all(relay, q);
 	moat_dma_queue_fini(&relay->dma, &q->dma);
 	return moat_devq_base(&q->dev);

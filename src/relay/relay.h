@@ -13,6 +13,13 @@
  * a request's truth (struct moat_dma_req, indexed by its guest head) is
  * private. A request is in exactly one of three places: still in the guest's
  * ring, outstanding at the backend, or given back.
+ *
+ * A queue that keeps its requests (@order is not NULL) outlives its backend:
+ *
+ *     moat_relay_lose()   the backend is gone; what it had is to be done again
+ *     moat_drvq_init()    a new ring, for another backend
+ *     moat_relay_submit() gives it those first, in the order in which they were
+ *                         taken; then new ones
  */
 #ifndef MOAT_RELAY_RELAY_H
 #define MOAT_RELAY_RELAY_H
@@ -45,16 +52,59 @@ struct moat_relay_stats {
 	uint64_t waits;	    /* times that a request had to stay in the ring */
 };
 
+/** struct moat_relay_order - neighbours of a request that was taken */
+struct moat_relay_order {
+	uint16_t prev, next;
+};
+
+/** moat_relay_order_storage() - entries for a queue of @num; none is zeroed */
+#define moat_relay_order_storage(num) ((num) + 1u)
+
 /** struct moat_relay_queue - one queue, between its two ends */
 struct moat_relay_queue {
 	struct moat_devq dev; /* the guest's ring */
 	struct moat_drvq drv; /* the backend's ring */
 	struct moat_dma_queue dma;
 	struct moat_dma_req *reqs; /* [num], indexed by guest head */
-	bool enabled; /* may take new requests (SET_VRING_ENABLE) */
-	bool starved; /* the next request waits for room */
+	/*
+	 * Those taken and not given back, a ring by guest head that begins and
+	 * ends at [num]; NULL: they are not kept.
+	 */
+	struct moat_relay_order *order;
+	uint16_t replay; /* the next to be given to a new backend; num: none */
+	bool enabled;	 /* may take new requests (SET_VRING_ENABLE) */
+	bool starved;	 /* the next request waits for others */
 	struct moat_relay_stats stats;
 };
+
+/** moat_relay_keep() - remember requests, in @order, from the start on */
+void moat_relay_keep(struct moat_relay_queue *q,
+		     struct moat_relay_order *order);
+
+/** moat_relay_replaying() - is there anything to be given once more? */
+static inline bool moat_relay_replaying(const struct moat_relay_queue *q)
+{
+	return q->order && q->replay != q->dev.ring.num;
+}
+
+/** moat_relay_taken() - requests taken and not given back; needs @order */
+uint32_t moat_relay_taken(const struct moat_relay_queue *q);
+
+/**
+ * moat_relay_lose() - the backend is gone; only for queues that keep requests
+ *
+ * Its memory is released, and nothing of its ring is looked at any more, until
+ * the caller starts another (moat_drvq_init()). What it has finished should
+ * have been fetched before (moat_relay_complete()).
+ */
+void moat_relay_lose(struct moat_relay *relay, struct moat_relay_queue *q);
+
+/**
+ * moat_relay_abandon() - the queue stays broken, though it keeps its requests
+ *
+ * Their memory is released; they are for no backend.
+ */
+void moat_relay_abandon(struct moat_relay *relay, struct moat_relay_queue *q);
 
 /** moat_relay_submit() - carry up to @budget requests to the backend */
 unsigned int moat_relay_submit(struct moat_relay *relay,

@@ -34,6 +34,7 @@ struct leg {
 	struct test_ring ring;
 	struct moat_drvq_desc guest_descs[NUM], descs[NUM];
 	struct moat_dma_req reqs[NUM];
+	struct moat_relay_order order[moat_relay_order_storage(NUM)];
 	uint16_t out[moat_devq_storage(NUM) / 2];
 	uint16_t back_out[moat_devq_storage(NUM) / 2];
 	struct moat_run ring_run;
@@ -252,6 +253,70 @@ static void step(struct world *w, struct leg *l)
 		back_finish(w, l, 1 + rnd_below(&w->rng, 8));
 	moat_relay_complete(&w->relay, &l->q, 1 + rnd_below(&w->rng, 20));
 	guest_reap(w, l);
+}
+
+/* The backend is gone, at any moment, and there is another one. */
+static void another_backend(struct world *w, struct leg *l)
+{
+	struct moat_vring ring = l->q.drv.ring;
+	uint32_t taken;
+
+	/* What it had finished is fetched, or not: it may lie. */
+	if (rnd_below(&w->rng, 2))
+		moat_relay_complete(&w->relay, &l->q, UINT32_MAX);
+	else
+		moat_shm_store16(moat_used_idx(&ring), 0xabcd);
+	taken = moat_relay_taken(&l->q);
+	moat_relay_lose(&w->relay, &l->q);
+	assert_int_equal(moat_relay_complete(&w->relay, &l->q, 8), 0);
+	assert_int_equal(moat_relay_submit(&w->relay, &l->q, 8), 0);
+	assert_int_equal(l->q.dma.share.stats.used, 0);
+	assert_int_equal(moat_relay_taken(&l->q), taken);
+	memset(w->pool_region.host + l->ring_run.first * 4096u, 0, 4096);
+	memset(l->back_out, 0, sizeof(l->back_out));
+	moat_drvq_init(&l->q.drv, &ring, l->descs, true, true);
+	moat_devq_init(&l->back, &ring, l->back_out, moat_drvq_base(&l->q.drv),
+		       true, true);
+	l->nheld = 0;
+}
+
+static void each_request_ends_once_however_many_backends_there_are(void **state)
+{
+	static const uint32_t slots[] = { 30, 64, 400 };
+
+	for (size_t k = 0; k < ARRAY_SIZE(slots); k++) {
+		struct world *w = make(state, slots[k], slots[k] / 8);
+		uint32_t before = w->pool.common.free, rounds = 0;
+
+		for (int i = 0; i < 2; i++)
+			moat_relay_keep(&w->leg[i].q, w->leg[i].order);
+		while (w->leg[0].done < 2000 || w->leg[1].done < 2000) {
+			struct leg *l = &w->leg[rnd_below(&w->rng, 2)];
+			uint32_t len = rnd_below(&w->rng, 2) ? 200 : 20000;
+
+			while (rnd_below(&w->rng, 4) &&
+			       guest_post(w, l, 1 + rnd_below(&w->rng, len),
+					  rnd_below(&w->rng, 4)))
+				;
+			step(w, l);
+			if (!rnd_below(&w->rng, 40))
+				another_backend(w, l);
+			assert_true(rounds++ < 200000);
+		}
+		for (int i = 0; i < 2; i++)
+			while (w->leg[i].guest.outstanding)
+				step(w, &w->leg[i]);
+		assert_null(moat_relay_fault(&w->leg[0].q));
+		assert_int_equal(w->pool.common.free, before);
+		assert_int_equal(w->pool.stats.used, 0);
+		for (int i = 0; i < 2; i++) {
+			struct moat_dma_queue *q = &w->leg[i].q.dma;
+
+			assert_int_equal(q->chunks_left, q->nchunks);
+			assert_int_equal(moat_relay_taken(&w->leg[i].q), 0);
+		}
+		finish(w);
+	}
 }
 
 static void requests_go_through_a_pool_of_any_size(void **state)
@@ -478,6 +543,48 @@ static void what_the_backend_never_took_is_served_after_a_restart(void **state)
 	finish(w);
 }
 
+/* Readable and writable buffers, all of zero length. */
+static void guest_post_empty(struct world *w, struct leg *l)
+{
+	uint32_t cookie = l->next_cookie % NUM;
+	struct guest_req *r = &l->req[cookie];
+	uint64_t at = l->base + (uint64_t)cookie * BUF;
+
+	*r = (struct guest_req){ .live = true, .nread = 1, .nwrite = 1 };
+	r->seg[0] = r->seg[1] = (struct moat_seg){ .addr = at };
+	memset(ram(w, at), 0, BUF);
+	moat_drvq_add(&l->guest, r->seg, 1, 1, l->next_cookie++ % NUM, NULL, 0);
+	moat_drvq_publish(&l->guest);
+}
+
+static void an_empty_request_costs_none_before_it_at_a_restart(void **state)
+{
+	struct world *w = make(state, 400, 8);
+	struct leg *l = &w->leg[0];
+	uint32_t lost, base;
+
+	for (uint32_t i = 0; i < 7; i++) {
+		if (i == 4)
+			guest_post_empty(w, l);
+		else
+			assert_true(guest_post(w, l, 3000, 1));
+	}
+	moat_relay_submit(&w->relay, &l->q, 100);
+	assert_int_equal(l->q.drv.outstanding, 4);
+	guest_reap(w, l);
+	assert_int_equal(l->done, 0);
+	base = moat_relay_stop(&w->relay, &l->q,
+			       base_at(w->packed.back, 0, 0, 1), &lost);
+	assert_int_equal(lost, 0);
+	assert_int_equal(base, base_at(w->packed.front, 0, 0, 2));
+	moat_dma_free_coherent(&w->relay.dma, &l->ring_run);
+	start(w, l, 8, base);
+	while (l->guest.outstanding)
+		step(w, l);
+	assert_int_equal(l->done, 7);
+	finish(w);
+}
+
 static void a_lying_backend_brings_no_finished_request_back(void **state)
 {
 	/* 8 posted, the first is still out, the others were finished. */
@@ -534,10 +641,12 @@ int main(void)
 					     { true, true } };
 	const struct CMUnitTest tests[] = {
 		EACH(requests_go_through_a_pool_of_any_size),
+		EACH(each_request_ends_once_however_many_backends_there_are),
 		EACH(a_request_that_never_fits_is_refused_with_its_size),
 		EACH(a_disabled_queue_does_not_keep_others_waiting),
 		EACH(the_budget_bounds_a_call_and_more_says_so),
 		EACH(what_the_backend_never_took_is_served_after_a_restart),
+		EACH(an_empty_request_costs_none_before_it_at_a_restart),
 		EACH(a_lying_backend_brings_no_finished_request_back),
 		EACH(a_base_that_nobody_could_have_caused_says_nothing),
 		cmocka_unit_test(a_fault_breaks_its_queue_and_no_other),

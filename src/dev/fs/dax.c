@@ -15,10 +15,14 @@
  * that it has for reading and now wants for writing too, therefore is none:
  * what can be written to is mapped so at once. Programs are left out, as the
  * host could not run them meanwhile (ETXTBSY).
+ *
+ * Requests ask a node's counts (ranges, tails) without the lock. Whoever makes
+ * a range or a tail counts it first and looks at the file then; a request
+ * changes the file first: one of both sees what the other did.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/virtio_fs.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -26,267 +30,13 @@
 
 #include "dev/fs/dax.h"
 
-#define WINDOW VIRTIO_FS_SHMCAP_ID_CACHE
-#define PAGE_MASK ((uint64_t)FS_PAGE - 1)
-#define RANGES_MAX 65536u
 #define SYNC_NS 50000000 /* how soon a tail shows what the other side did */
-
-struct range {
-	uint64_t at, len, offset; /* in the window; in the file */
-	uint64_t covered;     /* bytes that are mapped, from its beginning */
-	struct fs_node *node; /* held */
-	bool writable;
-};
-
-struct piece {
-	uint64_t at, len;
-	uint32_t tail; /* or FS_TAIL_NONE */
-};
-
-/** struct fs_dax - what is mapped, each sorted by place */
-struct fs_dax {
-	struct fs *fs;
-	pthread_mutex_t lock;
-	struct range *ranges;
-	struct piece *pieces;
-	uint32_t nranges, npieces, room_ranges, room_pieces;
-	struct fs_tails tails;
-	pthread_t syncer;
-	pthread_cond_t wake;
-	bool syncing, stop;
-};
-
-/* ---- the tables ---- */
-
-/* The first that ends behind @at. */
-static uint32_t range_after(const struct fs_dax *d, uint64_t at)
-{
-	uint32_t low = 0, high = d->nranges;
-
-	while (low < high) {
-		uint32_t mid = low + (high - low) / 2;
-
-		if (d->ranges[mid].at + d->ranges[mid].len <= at)
-			low = mid + 1;
-		else
-			high = mid;
-	}
-	return low;
-}
-
-static uint32_t piece_after(const struct fs_dax *d, uint64_t at)
-{
-	uint32_t low = 0, high = d->npieces;
-
-	while (low < high) {
-		uint32_t mid = low + (high - low) / 2;
-
-		if (d->pieces[mid].at + d->pieces[mid].len <= at)
-			low = mid + 1;
-		else
-			high = mid;
-	}
-	return low;
-}
-
-/* Room for @more, before anything is changed that could not be noted. */
-static int make_room(void **table, uint32_t *room, uint32_t n, uint32_t more,
-		     size_t size)
-{
-	uint32_t want = *room ? *room : 64;
-	void *p;
-
-	if (*room - n >= more)
-		return 0;
-	while (want - n < more)
-		want *= 2;
-	p = realloc(*table, want * size);
-	if (!p)
-		return -ENOMEM;
-	*table = p;
-	*room = want;
-	return 0;
-}
-
-static int room_for_ranges(struct fs_dax *d, uint32_t more)
-{
-	if (d->nranges + more > RANGES_MAX)
-		return -ENOSPC;
-	return make_room((void **)&d->ranges, &d->room_ranges, d->nranges, more,
-			 sizeof(struct range));
-}
-
-static int room_for_piece(struct fs_dax *d)
-{
-	return make_room((void **)&d->pieces, &d->room_pieces, d->npieces, 1,
-			 sizeof(struct piece));
-}
-
-static void insert_piece(struct fs_dax *d, const struct piece *p)
-{
-	uint32_t i = piece_after(d, p->at);
-
-	memmove(&d->pieces[i + 1], &d->pieces[i],
-		(d->npieces - i) * sizeof(*p));
-	d->pieces[i] = *p;
-	d->npieces++;
-}
-
-static void remove_piece(struct fs_dax *d, uint32_t i)
-{
-	d->npieces--;
-	memmove(&d->pieces[i], &d->pieces[i + 1],
-		(d->npieces - i) * sizeof(struct piece));
-}
-
-static void insert_range(struct fs_dax *d, const struct range *r)
-{
-	uint32_t i = range_after(d, r->at);
-
-	memmove(&d->ranges[i + 1], &d->ranges[i],
-		(d->nranges - i) * sizeof(*r));
-	d->ranges[i] = *r;
-	d->nranges++;
-	__atomic_fetch_add(&r->node->ranges, 1, __ATOMIC_RELAXED);
-}
-
-/* The hold on its node stays, for the caller to put. */
-static void remove_range(struct fs_dax *d, uint32_t i, struct range *was)
-{
-	*was = d->ranges[i];
-	__atomic_fetch_sub(&was->node->ranges, 1, __ATOMIC_RELAXED);
-	d->nranges--;
-	memmove(&d->ranges[i], &d->ranges[i + 1],
-		(d->nranges - i) * sizeof(*was));
-}
-
-/* ---- pieces ---- */
-
-/*
- * The front-end stops the device for a while, or does not answer: the guest
- * is to try again (Linux does so on EAGAIN).
- */
-static int later(int ret)
-{
-	return ret == -EINTR || ret == -ETIMEDOUT ? -EAGAIN : ret;
-}
-
-static int open_range(struct fs *fs, const struct range *r)
-{
-	int fd = fs_node_pin(fs, r->node);
-
-	if (fd)
-		return fd;
-	fd = fs_node_open(fs, r->node, r->writable ? O_RDWR : O_RDONLY);
-	fs_node_unpin(fs, r->node);
-	return fd;
-}
-
-static int map_piece(struct fs_dax *d, const struct piece *p, int fd,
-		     uint64_t offset, bool writable)
-{
-	int ret = room_for_piece(d);
-
-	if (!ret)
-		ret = moat_shmem_map(d->fs->device, WINDOW, p->at, p->len, fd,
-				     offset, writable);
-	if (!ret)
-		insert_piece(d, p);
-	return later(ret);
-}
-
-/* The page at r->covered is one that the file does not fill. */
-static int map_tail(struct fs_dax *d, struct range *r)
-{
-	struct piece p = { .at = r->at + r->covered, .len = FS_PAGE };
-	int fd = open_range(d->fs, r), tail, ret;
-
-	if (fd < 0)
-		return fd;
-	tail = fs_tail_new(&d->tails, fd, r->writable, r->offset + r->covered,
-			   fs_slot_id(&r->node->slot));
-	if (tail < 0) {
-		close(fd);
-		return tail;
-	}
-	p.tail = (uint32_t)tail;
-	ret = map_piece(d, &p, d->tails.fd, (uint64_t)p.tail * FS_PAGE,
-			r->writable);
-	if (ret) {
-		fs_tail_free(&d->tails, p.tail);
-		return ret;
-	}
-	__atomic_fetch_add(&r->node->tails, 1, __ATOMIC_RELAXED);
-	r->covered += FS_PAGE;
-	pthread_cond_signal(&d->wake);
-	return 0;
-}
-
-static int map_pages(struct fs_dax *d, struct range *r, uint64_t upto)
-{
-	struct piece p = { r->at + r->covered, upto - r->covered,
-			   FS_TAIL_NONE };
-	int fd = open_range(d->fs, r), ret;
-
-	if (fd < 0)
-		return fd;
-	ret = map_piece(d, &p, fd, r->offset + r->covered, r->writable);
-	close(fd);
-	if (!ret)
-		r->covered = upto;
-	return ret;
-}
-
-/* All of @r that a file of @size bytes has. */
-static int cover(struct fs_dax *d, struct range *r, uint64_t size)
-{
-	uint64_t end = size > r->offset ? size - r->offset : 0;
-	uint64_t full = end & ~PAGE_MASK;
-	int ret = 0;
-
-	if (full > r->len)
-		full = r->len;
-	if (end > r->len)
-		end = r->len;
-	if (r->covered < full)
-		ret = map_pages(d, r, full);
-	if (!ret && r->covered < end)
-		ret = map_tail(d, r);
-	return ret;
-}
-
-static void drop_tail(struct fs_dax *d, struct fs_node *node, uint32_t tail)
-{
-	if (tail == FS_TAIL_NONE)
-		return;
-	fs_tail_sync(&d->tails, tail);
-	fs_tail_free(&d->tails, tail);
-	__atomic_fetch_sub(&node->tails, 1, __ATOMIC_RELAXED);
-}
-
-/* Nothing of the range is mapped any more; else what is left still is. */
-static int uncover(struct fs_dax *d, struct range *r)
-{
-	uint32_t i;
-
-	while ((i = piece_after(d, r->at)) < d->npieces &&
-	       d->pieces[i].at < r->at + r->len) {
-		struct piece p = d->pieces[i];
-		int ret = moat_shmem_unmap(d->fs->device, WINDOW, p.at, p.len);
-
-		/* It is gone, by a reset of the device. */
-		if (ret && ret != -ENOENT)
-			return later(ret);
-		drop_tail(d, r->node, p.tail);
-		remove_piece(d, i);
-	}
-	r->covered = 0;
-	return 0;
-}
+#define THOROUGH 20u	 /* each so many rounds also what looks unchanged */
+#define AT_ONCE 64u	 /* tails, before somebody else gets the lock */
 
 /* ---- ranges ---- */
 
-static int stat_range(struct fs *fs, const struct range *r, struct statx *sx)
+static int stat_range(struct fs *fs, const struct fs_range *r, struct statx *sx)
 {
 	int ret = fs_node_pin(fs, r->node);
 
@@ -297,89 +47,112 @@ static int stat_range(struct fs *fs, const struct range *r, struct statx *sx)
 	return ret;
 }
 
-/* Maps it, and notes it: there is room. Takes over the hold on its node. */
-static int begin(struct fs_dax *d, struct range *r)
+static void count(struct fs_node *node)
 {
-	bool asked = r->writable;
-	struct statx sx;
-	int ret = stat_range(d->fs, r, &sx), fd;
-
-	if (ret)
-		return ret;
-	/* A program that is only read stays one that the host can run. */
-	r->writable |= !d->fs->opt->read_only && !(sx.stx_mode & 0111);
-	if (r->writable && !asked) {
-		fd = open_range(d->fs, r);
-		r->writable = fd >= 0;
-		if (fd >= 0)
-			close(fd);
-	}
-	ret = cover(d, r, sx.stx_size);
-	if (ret) {
-		uncover(d, r);
-		return ret;
-	}
-	insert_range(d, r);
-	return 0;
+	__atomic_store_n(&node->shown, 0, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&node->ranges, 1, __ATOMIC_SEQ_CST);
 }
 
-/* What is left of @was from @from on, up to @to, is mapped again. */
-static int restore(struct fs_dax *d, const struct range *was, uint64_t from,
-		   uint64_t to)
+/* Its range is no more. */
+static void let_go(struct fs_dax *d, struct fs_node *node)
 {
-	struct range r = *was;
+	__atomic_fetch_sub(&node->ranges, 1, __ATOMIC_SEQ_CST);
+	fs_node_drop(d->fs, node);
+}
+
+/* What can be written to, by whom: see above. */
+static void choose_writable(struct fs_dax *d, struct fs_range *r, mode_t mode)
+{
+	int fd;
+
+	if (r->writable || d->fs->opt->read_only || mode & 0111)
+		return;
+	r->writable = true;
+	fd = fs_range_open(d->fs, r);
+	r->writable = fd >= 0;
+	if (fd >= 0)
+		close(fd);
+}
+
+/* Counted, but not in the table. */
+static int begin(struct fs_dax *d, struct fs_range *r)
+{
+	struct statx sx;
+	int ret = fs_orphans_clear(d, r->at, r->len);
+
+	if (!ret)
+		ret = stat_range(d->fs, r, &sx);
+	if (ret)
+		return ret;
+	choose_writable(d, r, sx.stx_mode);
+	return fs_range_cover(d, r, sx.stx_size);
+}
+
+/*
+ * What is left of @was from @from on, up to @to, is mapped again: there is
+ * room. The guest counts on it, so that it is tried until it is there.
+ */
+static void restore(struct fs_dax *d, const struct fs_range *was, uint64_t from,
+		    uint64_t to)
+{
+	struct fs_range r = *was;
 	int ret;
 
 	if (from >= to)
-		return 0;
+		return;
 	r.at = from;
 	r.len = to - from;
 	r.offset += from - was->at;
 	r.covered = 0;
+	r.pieces = 0;
 	fs_node_hold(r.node);
+	count(r.node);
 	ret = begin(d, &r);
+	fs_range_insert(d, &r);
 	if (!ret)
-		return 0;
-	fs_node_drop(d->fs, r.node);
+		return;
+	d->behind = true;
+	pthread_cond_signal(&d->wake);
 	moat_device_log(d->fs->log, MOAT_DEVICE_ERROR,
 			"window: %llu bytes at %llu were to stay mapped and "
-			"can not be: %s; the guest will have to map them again",
+			"are not now: %s; the guest sees nothing there",
 			(unsigned long long)r.len, (unsigned long long)r.at,
 			strerror(-ret));
-	return ret;
 }
 
 /* Nothing is mapped in [at, at + len) any more. */
 static int cut_out(struct fs_dax *d, uint64_t at, uint64_t len)
 {
-	struct range was;
+	struct fs_range was;
 	uint32_t i;
-	int ret = 0;
+	int ret = fs_orphans_clear(d, at, len);
 
-	while (!ret && (i = range_after(d, at)) < d->nranges &&
+	while (!ret && (i = fs_range_after(d, at)) < d->nranges &&
 	       d->ranges[i].at < at + len) {
 		/* One that goes may become two. */
-		ret = room_for_ranges(d, 2);
+		ret = fs_ranges_room(d, 2);
 		if (!ret)
-			ret = uncover(d, &d->ranges[i]);
+			ret = fs_range_uncover(d, &d->ranges[i]);
 		if (ret)
 			return ret;
-		remove_range(d, i, &was);
-		ret = restore(d, &was, was.at, at);
-		if (!ret)
-			ret = restore(d, &was, at + len, was.at + was.len);
-		fs_node_drop(d->fs, was.node);
+		fs_range_remove(d, i, &was);
+		restore(d, &was, was.at, at);
+		restore(d, &was, at + len, was.at + was.len);
+		let_go(d, was.node);
 	}
 	return ret;
 }
 
 /* It is mapped so already; then only as far as the file reaches now. */
-static struct range *find_same(struct fs_dax *d, const struct range *r)
+static struct fs_range *find_same(struct fs_dax *d, const struct fs_range *r)
 {
-	uint32_t i = range_after(d, r->at);
-	struct range *have = &d->ranges[i];
+	uint32_t i = fs_range_after(d, r->at);
+	struct fs_range *have;
 
-	if (i < d->nranges && have->node == r->node && have->at <= r->at &&
+	if (i == d->nranges)
+		return NULL;
+	have = &d->ranges[i];
+	if (have->node == r->node && have->at <= r->at &&
 	    have->at + have->len >= r->at + r->len &&
 	    have->offset + (r->at - have->at) == r->offset &&
 	    (have->writable || !r->writable))
@@ -387,62 +160,107 @@ static struct range *find_same(struct fs_dax *d, const struct range *r)
 	return NULL;
 }
 
+/* All ranges of the node; -EAGAIN is left to the syncer. */
+static int cover_all(struct fs_dax *d, const struct fs_node *node,
+		     uint64_t size, bool *all)
+{
+	for (uint32_t i = 0; i < d->nranges; i++) {
+		int ret = 0;
+
+		if (d->ranges[i].node == node)
+			ret = fs_range_cover(d, &d->ranges[i], size);
+		if (ret && ret != -EAGAIN)
+			return ret;
+		*all &= !ret;
+	}
+	return 0;
+}
+
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size)
 {
 	struct fs_dax *d = fs->dax;
-	int ret = 0;
+	bool all = true;
+	int ret;
 
-	if (!__atomic_load_n(&node->ranges, __ATOMIC_RELAXED))
+	if (!__atomic_load_n(&node->ranges, __ATOMIC_SEQ_CST) ||
+	    size <= __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST))
 		return 0;
 	pthread_mutex_lock(&d->lock);
-	for (uint32_t i = 0; !ret && i < d->nranges; i++)
-		if (d->ranges[i].node == node)
-			ret = cover(d, &d->ranges[i], size);
+	ret = cover_all(d, node, size, &all);
+	if (!ret && all)
+		__atomic_store_n(&node->shown, size, __ATOMIC_SEQ_CST);
+	if (!all) {
+		d->behind = true;
+		pthread_cond_signal(&d->wake);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return ret;
+}
+
+/* The error that no request was told yet, if it is to be told. */
+static int sync_node(struct fs_dax *d, const struct fs_node *node, bool tell)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&d->lock);
+	for (uint32_t i = node->first_tail; i; i = d->tails.tail[i - 1].next) {
+		struct fs_tail *t = &d->tails.tail[i - 1];
+
+		fs_tail_sync(&d->tails, i - 1, false);
+		if (tell && t->error && !ret)
+			ret = t->error;
+		if (tell)
+			t->error = 0;
+	}
 	pthread_mutex_unlock(&d->lock);
 	return ret;
 }
 
 void fs_dax_sync(struct fs *fs, const struct fs_node *node)
 {
-	struct fs_dax *d = fs->dax;
-	uint64_t id = fs_slot_id(&node->slot);
+	if (__atomic_load_n(&node->tails, __ATOMIC_SEQ_CST))
+		sync_node(fs->dax, node, false);
+}
 
-	if (!__atomic_load_n(&node->tails, __ATOMIC_RELAXED))
-		return;
-	pthread_mutex_lock(&d->lock);
-	for (uint32_t i = 0; i < FS_TAILS_MAX; i++)
-		if (d->tails.tail[i].used && d->tails.tail[i].node == id)
-			fs_tail_sync(&d->tails, i);
-	pthread_mutex_unlock(&d->lock);
+int fs_dax_flush(struct fs *fs, const struct fs_node *node)
+{
+	return __atomic_load_n(&node->tails, __ATOMIC_SEQ_CST)
+		       ? sync_node(fs->dax, node, true)
+		       : 0;
 }
 
 /* ---- requests ---- */
 
 static bool in_window(const struct fs *fs, uint64_t at, uint64_t len)
 {
-	return len && !((at | len) & PAGE_MASK) && len <= fs->opt->dax_window &&
-	       at <= fs->opt->dax_window - len;
+	return len && !((at | len) & FS_PAGE_MASK) &&
+	       len <= fs->opt->dax_window && at <= fs->opt->dax_window - len;
 }
 
-static int set_up(struct fs_dax *d, struct range *r)
+static int set_up(struct fs_dax *d, struct fs_range *r)
 {
-	struct range *have = find_same(d, r);
+	struct fs_range *have = find_same(d, r);
 	struct statx sx;
 	int ret;
 
 	if (have) {
 		ret = stat_range(d->fs, r, &sx);
-		return ret ? ret : cover(d, have, sx.stx_size);
+		return ret ? ret : fs_range_cover(d, have, sx.stx_size);
 	}
 	ret = cut_out(d, r->at, r->len);
 	if (!ret)
-		ret = room_for_ranges(d, 1);
+		ret = fs_ranges_room(d, 1);
 	if (ret)
 		return ret;
 	fs_node_hold(r->node);
+	count(r->node);
 	ret = begin(d, r);
-	if (ret)
-		fs_node_drop(d->fs, r->node);
+	if (!ret) {
+		fs_range_insert(d, r);
+		return 0;
+	}
+	fs_range_abandon(d, r, true);
+	let_go(d, r->node);
 	return ret;
 }
 
@@ -452,7 +270,7 @@ int fs_op_setupmapping(struct fs_req *r)
 	uint64_t known =
 		FUSE_SETUPMAPPING_FLAG_READ | FUSE_SETUPMAPPING_FLAG_WRITE;
 	struct fs_dax *d = r->fs->dax;
-	struct range range = {
+	struct fs_range range = {
 		.at = in->moffset,
 		.len = in->len,
 		.offset = in->foffset,
@@ -463,7 +281,7 @@ int fs_op_setupmapping(struct fs_req *r)
 	if (!r->fs->opt->dax_window)
 		return -ENOSYS;
 	if (!in_window(r->fs, range.at, range.len) ||
-	    range.offset & PAGE_MASK ||
+	    range.offset & FS_PAGE_MASK ||
 	    range.offset > (uint64_t)INT64_MAX - range.len || !in->flags ||
 	    in->flags & ~known)
 		return -EINVAL;
@@ -507,26 +325,72 @@ int fs_op_removemapping(struct fs_req *r)
 
 /* ---- begin and end ---- */
 
-static void *sync_tails(void *arg)
+/* One look at all tails; the lock is let go now and then. */
+static void sync_all(struct fs_dax *d, bool thorough)
+{
+	uint32_t done = 0;
+
+	for (uint32_t i = 0; i < FS_TAILS_MAX && d->tails.used; i++) {
+		if (!d->tails.tail[i].used)
+			continue;
+		fs_tail_sync(&d->tails, i, thorough);
+		if (++done % AT_ONCE)
+			continue;
+		pthread_mutex_unlock(&d->lock);
+		sched_yield();
+		pthread_mutex_lock(&d->lock);
+	}
+}
+
+/* What could not be covered while the front-end did not answer. */
+static void catch_up(struct fs_dax *d)
+{
+	struct statx sx;
+	int ret = 0;
+
+	if (!d->behind || !moat_shmem_usable(d->fs->device))
+		return;
+	d->behind = false;
+	for (uint32_t i = 0; ret != -EAGAIN && i < d->nranges; i++) {
+		ret = fs_orphans_clear(d, d->ranges[i].at, d->ranges[i].len);
+		if (!ret)
+			ret = stat_range(d->fs, &d->ranges[i], &sx);
+		if (!ret)
+			ret = fs_range_cover(d, &d->ranges[i], sx.stx_size);
+	}
+	d->behind = ret == -EAGAIN;
+}
+
+static void *syncer(void *arg)
 {
 	struct fs_dax *d = arg;
 	const struct timespec pause = { .tv_nsec = SYNC_NS };
 
 	pthread_mutex_lock(&d->lock);
-	while (!d->stop) {
-		if (!d->tails.used) {
+	for (uint32_t n = 0; !d->stop; n++) {
+		if (!d->tails.used && !d->behind) {
 			pthread_cond_wait(&d->wake, &d->lock);
 			continue;
 		}
-		for (uint32_t i = 0; i < FS_TAILS_MAX; i++)
-			if (d->tails.tail[i].used)
-				fs_tail_sync(&d->tails, i);
+		catch_up(d);
+		sync_all(d, n % THOROUGH == 0);
 		pthread_mutex_unlock(&d->lock);
 		nanosleep(&pause, NULL);
 		pthread_mutex_lock(&d->lock);
 	}
 	pthread_mutex_unlock(&d->lock);
 	return NULL;
+}
+
+void fs_dax_sync_all(struct fs *fs)
+{
+	struct fs_dax *d = fs->dax;
+
+	if (!d)
+		return;
+	pthread_mutex_lock(&d->lock);
+	sync_all(d, false);
+	pthread_mutex_unlock(&d->lock);
 }
 
 int fs_dax_start(struct fs *fs)
@@ -545,7 +409,7 @@ int fs_dax_start(struct fs *fs)
 	pthread_cond_init(&d->wake, NULL);
 	ret = fs_tails_init(&d->tails);
 	if (!ret)
-		ret = -pthread_create(&d->syncer, NULL, sync_tails, d);
+		ret = -pthread_create(&d->syncer, NULL, syncer, d);
 	d->syncing = !ret;
 	return ret;
 }
@@ -572,38 +436,40 @@ void fs_dax_stop(struct fs *fs)
 	fs->dax = NULL;
 }
 
-static void forget(struct fs *fs, bool unmap)
+/* The guest is done with it. */
+void fs_dax_clear(struct fs *fs)
 {
 	struct fs_dax *d = fs->dax;
-	struct range was;
+	struct fs_range was;
+	bool ask = true;
 
 	if (!d)
 		return;
 	pthread_mutex_lock(&d->lock);
 	while (d->nranges) {
-		uint32_t i;
-
-		remove_range(d, d->nranges - 1, &was);
-		while ((i = piece_after(d, was.at)) < d->npieces) {
-			struct piece *p = &d->pieces[i];
-
-			if (unmap)
-				moat_shmem_unmap(fs->device, WINDOW, p->at,
-						 p->len);
-			drop_tail(d, was.node, p->tail);
-			remove_piece(d, i);
-		}
-		fs_node_drop(fs, was.node);
+		fs_range_remove(d, d->nranges - 1, &was);
+		/* Who does not answer is not asked for each. */
+		ask = !fs_range_abandon(d, &was, ask);
+		let_go(d, was.node);
 	}
+	d->behind = false;
 	pthread_mutex_unlock(&d->lock);
 }
 
-void fs_dax_clear(struct fs *fs)
-{
-	forget(fs, true);
-}
-
+/* The front-end is gone, and with it all that it had mapped. */
 void fs_dax_reset(struct fs *fs)
 {
-	forget(fs, false);
+	struct fs_dax *d = fs->dax;
+	struct fs_range was;
+
+	if (!d)
+		return;
+	pthread_mutex_lock(&d->lock);
+	fs_pieces_drop(d);
+	while (d->nranges) {
+		fs_range_remove(d, d->nranges - 1, &was);
+		let_go(d, was.node);
+	}
+	d->copies = d->behind = false;
+	pthread_mutex_unlock(&d->lock);
 }

@@ -227,13 +227,13 @@ int fs_op_flush(struct fs_req *r)
 {
 	const struct fuse_flush_in *in = fs_req_args(r);
 	struct fs_handle *h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
-	int fd, ret = 0;
+	int fd, ret;
 
 	if (!h)
 		return -EBADF;
 	if (r->fs->flags & FUSE_POSIX_LOCKS)
 		fs_lock_release(r->fs, h->node, in->lock_owner);
-	fs_dax_sync(r->fs, h->node);
+	ret = fs_dax_flush(r->fs, h->node);
 	/* Some file systems have errors to tell only when a file is closed. */
 	fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0 || close(fd))
@@ -258,16 +258,16 @@ int fs_op_fsync(struct fs_req *r)
 {
 	const struct fuse_fsync_in *in = fs_req_args(r);
 	struct fs_handle *h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
+	bool failed;
 	int ret;
 
 	if (!h)
 		return -EBADF;
-	fs_dax_sync(r->fs, h->node);
-	if (in->fsync_flags & FUSE_FSYNC_FDATASYNC)
-		ret = fdatasync(h->fd);
-	else
-		ret = fsync(h->fd);
-	ret = ret ? -errno : 0;
+	ret = fs_dax_flush(r->fs, h->node);
+	failed = in->fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(h->fd)
+							: fsync(h->fd);
+	if (failed)
+		ret = -errno;
 	fs_handle_put(r->fs, h);
 	return ret;
 }
@@ -279,6 +279,7 @@ int fs_op_syncfs(struct fs_req *r)
 
 	if (!node)
 		return -ESTALE;
+	fs_dax_sync_all(r->fs);
 	fd = node->type == S_IFDIR
 		     ? fs_node_open(r->fs, node, O_RDONLY | O_DIRECTORY)
 		     : -EINVAL;

@@ -152,7 +152,10 @@ struct fs_node {
 	struct fs_by_handle *by_handle;
 	uint32_t pins;
 	struct fs_locks *locks;
-	uint32_t ranges, tails; /* of dax.c, atomic */
+	/* of dax.c; atomic but the last, which its lock guards */
+	uint32_t ranges, tails;
+	uint64_t shown; /* a size that all its ranges are covered up to */
+	uint32_t first_tail;
 };
 
 /**
@@ -553,6 +556,15 @@ void fs_dax_stop(struct fs *fs);
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
 /** fs_dax_sync() - before and after a request that reads or changes data */
 void fs_dax_sync(struct fs *fs, const struct fs_node *node);
+/**
+ * fs_dax_flush() - the same, where data shall have arrived
+ *
+ * Return: 0, or the error that what the guest wrote could not be stored with,
+ * once.
+ */
+int fs_dax_flush(struct fs *fs, const struct fs_node *node);
+/** fs_dax_sync_all() - of all nodes */
+void fs_dax_sync_all(struct fs *fs);
 /** fs_dax_clear() - unmap all that is mapped */
 void fs_dax_clear(struct fs *fs);
 /** fs_dax_reset() - the front-end is gone, and the window with it */

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "core/shm.h"
+#include "dev/fs/dax.h"
 #include "dev/fs/fs.h"
 #include "dev/fs/options.h"
 #include "dev/fs/xattrmap.h"
@@ -26,6 +27,11 @@
 #define CAPABILITIES                                                  \
 	(CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(FOWNER) | CAP(FSETID) | \
 	 CAP(SETGID) | CAP(SETUID) | CAP(MKNOD) | CAP(SETFCAP))
+
+/* Tails have what both sides last had in private memory, and there are the
+ * tables. */
+#define DAX_HEAP \
+	((uint64_t)(FS_TAILS_MAX + FS_LONG_PAGES) * FS_PAGE + (32u << 20))
 
 /* Of the device's queues: the one that never waits. */
 #define HIPRIO 1u
@@ -190,6 +196,8 @@ static const char *const syscalls[] = {
 	"clock_nanosleep",
 	"clock_gettime",
 	"nanosleep",
+	"memfd_create",
+	"sched_yield",
 	"prctl",
 	"rseq",
 	"set_robust_list",
@@ -266,6 +274,8 @@ int main(int argc, char **argv)
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
+	if (a.fs.dax_window)
+		a.config.heap = DAX_HEAP;
 	ret = moat_device_serve(&a.config);
 	fs_defer_stop(&fs);
 	fs_lockers_stop(&fs);

@@ -118,7 +118,8 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->mount = sx->stx_mnt_id;
 		n->type = sx->stx_mode & S_IFMT;
 		n->locks = NULL;
-		n->ranges = n->tails = 0;
+		n->ranges = n->tails = n->first_tail = 0;
+		n->shown = 0;
 		n->lookups = 1;
 		n->next = *b.first;
 		*b.first = n;
@@ -265,7 +266,7 @@ void fs_nodes_forget_all(struct fs *fs)
 
 	for (uint32_t i = 0; i < FS_BUCKETS; i++)
 		while ((n = take_one(fs, bucket_at(fs, i))))
-			fs_node_put(fs, n);
+			fs_node_drop(fs, n);
 	if (fs->root)
 		fs_locks_drop(fs->root);
 	fs->said_full = false;

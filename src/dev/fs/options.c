@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/fs/dax.h"
 #include "dev/fs/options.h"
 #include "dev/fs/xattrmap.h"
 
@@ -104,26 +104,6 @@ static const struct argp_option options[] = {
 	  0 },
 	{ 0 },
 };
-
-static uint64_t number(const char *arg, uint64_t min, uint64_t max,
-		       const char *name, bool sized, struct argp_state *state)
-{
-	unsigned int shift = 0;
-	char *end;
-	uint64_t n;
-
-	errno = 0;
-	n = strtoull(arg, &end, 10);
-	if (sized && *end && strchr("KMG", *end) && !end[1])
-		shift = *end == 'K' ? 10 : *end == 'M' ? 20 : 30;
-	else if (*end)
-		end = (char *)arg;
-	if (errno || end == arg || arg[0] == '-' || n > max >> shift ||
-	    n << shift < min)
-		argp_error(state, "--%s=%s: %llu to %llu is needed", name, arg,
-			   (unsigned long long)min, (unsigned long long)max);
-	return n << shift;
-}
 
 static void parse_cache(const char *arg, struct fs_options *o,
 			struct argp_state *state)
@@ -228,20 +208,21 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 		break;
 	case OPT_REQUEST_QUEUES:
 		o->num_request_queues =
-			(uint32_t)number(arg, 1, FS_QUEUES_MAX,
-					 "num-request-queues", false, state);
+			(uint32_t)moat_device_number(arg, "num-request-queues",
+						     false, 1, FS_QUEUES_MAX,
+						     state);
 		break;
 	case OPT_POOL:
-		o->threads = (uint32_t)number(arg, 0, THREADS_MAX,
-					      "thread-pool-size", false, state);
+		o->threads = (uint32_t)moat_device_number(
+			arg, "thread-pool-size", false, 0, THREADS_MAX, state);
 		break;
 	case OPT_FILES:
-		o->files = number(arg, 64, UINT32_MAX / 2, "rlimit-nofile",
-				  false, state);
+		o->files = moat_device_number(arg, "rlimit-nofile", false, 64,
+					      UINT32_MAX / 2, state);
 		break;
 	case OPT_DAX:
-		o->dax_window = number(arg, PAGE, UINT64_C(1) << 46,
-				       "dax-window", true, state);
+		o->dax_window = moat_device_number(arg, "dax-window", true,
+						   PAGE, FS_WINDOW_MAX, state);
 		break;
 	case OPT_HANDLES:
 		parse_handles(arg, o, state);

@@ -81,6 +81,7 @@ struct moat_device {
 	bool config_changed; /* not told yet */
 	bool over;	     /* the session is */
 	int end;	     /* why: 0 or a negative errno */
+	uint64_t pages_lost; /* of os/cutoff.h, as far as it was said */
 
 	/* written by workers, with an eventfd to wake us */
 	bool broken;  /* a queue broke */

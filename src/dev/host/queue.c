@@ -445,6 +445,8 @@ void moat_queue_stop(struct moat_queue *q)
 	moat_host_shmem_running(q->device, false);
 	moat_worker_call(q->worker, q, true, stop_on_worker, NULL);
 	q->started = false;
+	log_debug(q->device->log, "queue %u: stopped, base 0x%x", q->index,
+		  q->base);
 }
 
 void moat_queue_update(struct moat_queue *q)

@@ -15,6 +15,7 @@
 
 #include "dev/host/host.h"
 #include "dev/host/worker.h"
+#include "os/cutoff.h"
 #include "os/fd.h"
 #include "os/sandbox.h"
 #include "os/sock.h"
@@ -198,6 +199,8 @@ static int set_up(struct service *v, const sigset_t *signals)
 		signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK), on_signal, v
 	};
 	ret = moat_workers_watch_init();
+	if (!ret)
+		ret = moat_cutoff_init();
 	if (ret)
 		return ret;
 	d->wake_src.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -247,6 +250,18 @@ static void stop_workers(struct moat_device *d)
 	free(d->queues);
 }
 
+static void say_cut_off(struct moat_device *d)
+{
+	uint64_t pages = moat_cutoff_pages();
+
+	if (pages != d->pages_lost)
+		log_warn(d->log,
+			 "%llu pages of guest memory were cut off while they "
+			 "were in use: what was written there is lost",
+			 (unsigned long long)(pages - d->pages_lost));
+	d->pages_lost = pages;
+}
+
 /* 0 to go on, 1 to end well, a negative errno to end badly. */
 static int one_vmm(struct service *v)
 {
@@ -268,6 +283,7 @@ static int one_vmm(struct service *v)
 	while (!ret && !v->stopping && !d->over)
 		moat_loop_wait(&d->loop, moat_workers_watch(d));
 	moat_session_finish(d);
+	say_cut_off(d);
 	log_info(d->log, "the VMM has left");
 	if (v->stopping)
 		return 1;

@@ -72,7 +72,15 @@ static bool is_packed(const struct moat_device *d)
 
 static uint64_t offered(const struct moat_device *d)
 {
-	return RING_FEATURES | ops_of(d)->features(d->config->dev);
+	const struct moat_device_config *c = d->config;
+	uint64_t f = RING_FEATURES | c->ops->features(c->dev);
+
+	if (c->in_order)
+		f |= MOAT_BIT(VIRTIO_F_IN_ORDER);
+	/* A front-end that does not pass it on would leave us the old ring. */
+	if (c->ring_reset)
+		f |= MOAT_BIT(VIRTIO_F_RING_RESET);
+	return f;
 }
 
 static int op_get_features(void *dev, uint64_t *features)
@@ -126,6 +134,9 @@ static int op_reset(void *dev)
 	struct moat_device *d = dev;
 
 	stop_all(d);
+	/* What rings come next are new. */
+	for (uint32_t i = 0; i < d->config->num_queues; i++)
+		moat_inflight_forget(&d->inflight, i);
 	d->status = 0;
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guard that outlives its backend (--restart): each request is completed
+exactly once towards the guest, with the right data, whatever becomes of the
+backends.
+"""
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import vhost_user as vu
+from backend import FEATURES, PROTOCOL, Backend, echo
+from guest import OFFERABLE
+from split_ring import WRITE
+from vhost_user import Feature, Request, mask
+
+NUM = 64
+PACKED = mask(Feature.RING_PACKED)
+LEGS = pytest.mark.parametrize("front, back", [
+    (0, 0), (PACKED, 0), (0, PACKED), (PACKED, PACKED)],
+    ids=["split-split", "packed-split", "split-packed", "packed-packed"])
+
+
+def hold(session, vring, chain):
+    """A backend that takes requests and gives none back."""
+    session.held = getattr(session, "held", [])
+    session.held.append((vring, chain))
+
+
+class Requests:
+    """Requests of a driver, and what has to become of each."""
+
+    def __init__(self, queue):
+        self.queue = queue
+        self.ram = queue.ram
+        self.due = {}
+
+    def add(self, count, size=700):
+        for _ in range(count):
+            data = os.urandom(size)
+            src, dst = self.ram.alloc(size), self.ram.alloc(size)
+            self.ram.write(src, data)
+            head = self.queue.ring.add([(src, size, 0), (dst, size, WRITE)])
+            assert head not in self.due
+            self.due[head] = (dst, data)
+        self.queue.publish()
+        return self
+
+    def finish(self):
+        """Each comes back once, with what the good device makes of it."""
+        for head, length in self.queue.wait_used(len(self.due)):
+            dst, data = self.due.pop(head)
+            assert length == len(data)
+            self.ram.expect(dst, data)
+            assert self.ram.read(dst, length) == data
+        assert not self.due
+        assert not self.queue.ring.reap()
+
+
+def start(make_scene, build, *options, queues=1, front=0, back=0, **kw):
+    scene = make_scene(build, "--pool-size=8M", "--restart=1000", *options,
+                       features=FEATURES | back, **kw)
+    vmm = scene.running(queues=queues, num=NUM,
+                        vmm={"features": OFFERABLE | front})
+    return scene, vmm
+
+
+def held(scene, count):
+    """Wait until the last backend has taken @count requests."""
+    deadline = vu.deadline_in(vu.PATIENCE)
+    while scene.device.run(lambda: len(getattr(
+            scene.device.session, "held", ()))) < count:
+        assert time.monotonic() < deadline, "they never came"
+
+
+def kill(scene):
+    """The backend dies; returns once there is another."""
+    lives = len(scene.device.sessions)
+    scene.device.hang_up(scene.device.session)
+    scene.device.wait_for(lambda: len(scene.device.sessions) > lives)
+
+
+def session_ends(vmm, timeout=vu.PATIENCE):
+    with pytest.raises((vu.Closed, ConnectionError)):
+        vmm.fe.recv(timeout)
+
+
+@LEGS
+def test_what_a_dead_backend_had_taken_is_done_by_the_next(
+        make_scene, sanitized, front, back):
+    scene, vmm = start(make_scene, sanitized, queues=2, front=front, back=back)
+    for _ in range(3):
+        scene.device.on_request = hold
+        work = [Requests(q).add(20) for q in vmm.queues]
+        held(scene, 40)
+        scene.device.on_request = echo
+        kill(scene)
+        for requests in work:
+            requests.finish()
+    for queue in vmm.queues:
+        queue.echo()
+    vmm.ram.check()
+    scene.backend_is_happy()
+
+
+@LEGS
+def test_requests_are_given_again_in_the_order_in_which_they_were_taken(
+        make_scene, sanitized, front, back):
+    scene, vmm = start(make_scene, sanitized, front=front, back=back)
+    queue = vmm.queues[0]
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(queue).add(30)
+    held(scene, 30)
+
+    def some():
+        """Give back every third one; what is left, in order."""
+        session = scene.device.session
+        left = []
+        for n, (vring, chain) in enumerate(session.held):
+            if n % 3 == 1:
+                echo(session, vring, chain)
+            else:
+                left.append(vring.ring.gather(chain))
+        session.flush(vring)
+        return left
+    left = scene.device.run(some)
+    for head, length in queue.wait_used(10):
+        dst, data = requests.due.pop(head)
+        requests.ram.expect(dst, data)
+    requests.add(5)
+    held(scene, 35)
+    kill(scene)
+    held(scene, 25)
+
+    def again():
+        session = scene.device.session
+        out = [session.vrings[0].ring.gather(c) for _, c in session.held]
+        for vring, chain in session.held:
+            echo(session, vring, chain)
+        session.flush(session.vrings[0])
+        return out
+    assert scene.device.run(again)[:20] == left
+    requests.finish()
+    vmm.ram.check()
+
+
+def test_what_was_given_back_but_not_yet_fetched_is_not_done_again(
+        make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized)
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(vmm.queues[0]).add(8)
+    held(scene, 8)
+    scene.device.on_request = echo
+    served = scene.device.served
+
+    def finish_and_die():
+        session = scene.device.session
+        for vring, chain in session.held[:5]:
+            echo(session, vring, chain)
+        session.held[0][0].ring.publish()  # and no call
+        scene.device.unwatch(session.sock.fileno())
+        session.shut()
+    scene.device.run(finish_and_die)
+    requests.finish()
+    assert scene.device.served - served == 3
+    vmm.ram.check()
+
+
+@pytest.mark.parametrize("lie", ["jump", "unknown", "range"])
+def test_a_backend_that_breaks_its_ring_is_replaced(make_scene, sanitized,
+                                                    lie):
+    scene, vmm = start(make_scene, sanitized, queues=2)
+    since = len(scene.guard.lines)
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(vmm.queues[0]).add(8)
+    held(scene, 8)
+    scene.device.on_request = echo
+
+    def break_it():
+        session = scene.device.session
+        vring, chain = session.held[0]
+        ring = vring.ring
+        if lie == "jump":
+            ring.used_idx = ring.next_used + NUM
+        else:
+            ring.set_used(ring.next_used, NUM if lie == "range" else NUM - 1,
+                          4)
+            ring.used_idx = ring.next_used + 1
+        session.call(vring)
+    scene.device.run(break_it)
+    requests.finish()
+    vmm.queues[1].echo()
+    vmm.ram.check()
+    assert not vmm.queues[0].erred(0.1)
+    assert len(scene.guard.complaints(since)) == 2  # why, and that it goes on
+
+
+def test_garbage_left_by_a_dead_backend_is_not_believed(make_scene,
+                                                        sanitized):
+    scene, vmm = start(make_scene, sanitized)
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(vmm.queues[0]).add(8)
+    held(scene, 8)
+    scene.device.on_request = echo
+
+    def scribble_and_die():
+        session = scene.device.session
+        for mapped in session.mem:
+            mapped.view[:] = os.urandom(1 << 16) * (len(mapped.view) >> 16)
+        scene.device.unwatch(session.sock.fileno())
+        session.shut()
+    scene.device.run(scribble_and_die)
+    requests.finish()
+    vmm.ram.check()
+
+
+LIFE = [Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES,
+        Request.SET_PROTOCOL_FEATURES, Request.SET_OWNER,
+        Request.SET_BACKEND_REQ_FD, Request.GET_QUEUE_NUM,
+        Request.SET_FEATURES, Request.SET_MEM_TABLE, Request.SET_VRING_NUM,
+        Request.SET_VRING_BASE, Request.SET_VRING_ADDR,
+        Request.SET_VRING_CALL, Request.SET_VRING_KICK,
+        Request.SET_VRING_ENABLE]
+
+
+@pytest.mark.parametrize("how", ["dies", "refuses", "lies"])
+@pytest.mark.parametrize("where", LIFE, ids=[r.name for r in LIFE])
+def test_a_second_life_that_fails_is_followed_by_a_third(
+        make_scene, sanitized, where, how):
+    scene, vmm = start(make_scene, sanitized, queues=2)
+    scene.device.on_request = hold
+    work = [Requests(q).add(8) for q in vmm.queues]
+    held(scene, 16)
+    scene.device.on_request = echo
+    lives = len(scene.device.sessions)
+
+    def fail(session, msg):
+        scene.device.on_message = {}
+        if how == "dies":
+            raise vu.Closed
+        if how == "refuses":
+            session.reply(msg, vu.U64.pack(1))
+        else:
+            session.reply(msg, b"nonsense, not 8 bytes")
+        return True
+    scene.device.on_message = {where: fail}
+    kill(scene)
+    for requests in work:
+        requests.finish()
+    assert scene.device.on_message == {}
+    assert len(scene.device.sessions) >= lives + 2
+    vmm.ram.check()
+
+
+@pytest.mark.parametrize("lack", ["features", "protocol", "queue_num"])
+def test_a_backend_that_can_less_is_not_taken(make_scene, sanitized, lack):
+    scene, vmm = start(make_scene, sanitized)
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(vmm.queues[0]).add(8)
+    held(scene, 8)
+    scene.device.on_request = echo
+    good = getattr(scene.device, lack)
+    setattr(scene.device, lack, 1 if lack == "queue_num" else
+            (FEATURES & ~mask(Feature.EVENT_IDX) if lack == "features" else
+             PROTOCOL & ~mask(vu.Protocol.CONFIG)))
+
+    def enough(session):
+        if len(scene.device.sessions) > 3:
+            setattr(scene.device, lack, good)
+    scene.device.on_connect = enough
+    kill(scene)
+    requests.finish()
+    assert scene.guard.find("the new backend (lacks|has)")
+    vmm.ram.check()
+
+
+def test_the_vmm_hears_of_a_config_space_that_is_another(make_scene,
+                                                         sanitized):
+    scene, vmm = start(make_scene, sanitized)
+    assert vmm.fe.get_config(0, 8) == bytes(range(8))
+    kill(scene)
+    vmm.queues[0].echo()
+    with pytest.raises(vu.Timeout):
+        vmm.config_changed(timeout=0.2)
+    scene.device.config[0] = 99
+    kill(scene)
+    vmm.queues[0].echo()
+    vmm.config_changed()
+    assert vmm.fe.get_config(0, 1) == bytes([99])
+
+
+def test_what_the_vmm_wrote_to_config_space_is_written_again(make_scene,
+                                                             sanitized):
+    scene, vmm = start(make_scene, sanitized)
+    assert not vmm.fe.set_config(4, b"\x55")
+    scene.device.config[:] = bytes(range(64))
+    kill(scene)
+    vmm.queues[0].echo()
+    assert scene.device.config[4] == 0x55
+
+
+MESSAGES = {
+    "config": lambda vmm: vmm.fe.get_config(0, 8) == bytes(range(8)),
+    "enable": lambda vmm: not vmm.fe.set_vring_enable(0, 1),
+    "memory": lambda vmm: not vmm.fe.set_mem_table(vmm.ram.regions,
+                                                   vmm.ram.fds),
+    "features": lambda vmm: vmm.fe.get_features() & mask(Feature.VERSION_1),
+    "status": lambda vmm: not vmm.fe.set_status(0xf),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_is_answered_though_the_backend_dies_of_it(
+        make_scene, sanitized, name):
+    scene, vmm = start(make_scene, sanitized)
+    requests = {Request.GET_CONFIG, Request.SET_VRING_ENABLE,
+                Request.SET_MEM_TABLE}
+
+    def die(session, msg):
+        scene.device.on_message = {}
+        raise vu.Closed
+    scene.device.on_message = {r: die for r in requests}
+    assert MESSAGES[name](vmm)
+    vmm.queues[0].echo()
+    vmm.ram.check()
+
+
+@pytest.mark.parametrize("when", [Request.GET_VRING_BASE, None],
+                         ids=["at the end", "before"])
+def test_a_queue_that_is_stopped_while_its_backend_dies_loses_nothing(
+        make_scene, sanitized, when):
+    scene, vmm = start(make_scene, sanitized, "--device=blk")
+    queue = vmm.queues[0]
+
+    def die(session, msg):
+        scene.device.on_message = {}
+        raise vu.Closed
+    if when:
+        scene.device.on_message = {when: die}
+        requests = Requests(queue).add(8)
+    else:
+        scene.device.on_request = hold
+        requests = Requests(queue).add(8)
+        held(scene, 8)
+        scene.device.on_request = echo
+        threading.Timer(0.2, kill, (scene,)).start()
+    queue.stop()
+    requests.finish()
+    queue.start()
+    queue.echo()
+    vmm.ram.check()
+
+
+class Gone:
+    """The backend's socket is not there for a while."""
+
+    def __init__(self, scene):
+        self.scene = scene
+        path = scene.device.path
+        scene.device.close()
+        os.unlink(path)
+
+    def back(self):
+        self.scene.device = self.scene.keep(Backend(self.scene.device.path))
+
+
+def test_a_guest_that_goes_on_meanwhile_is_served_afterwards(make_scene,
+                                                             sanitized):
+    scene, vmm = start(make_scene, sanitized, queues=2)
+    scene.device.on_request = hold
+    work = [Requests(q).add(8) for q in vmm.queues]
+    held(scene, 16)
+    gone = Gone(scene)
+    scene.guard.wait_line("backend gone")
+    for requests in work:
+        requests.add(20)
+    gone.back()
+    for requests in work:
+        requests.finish()
+    vmm.ram.check()
+
+
+def test_a_backend_that_does_not_come_back_ends_the_session_in_time(
+        make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--restart-ms=300")
+    Gone(scene)
+    session_ends(vmm)
+    assert scene.guard.wait() == 1
+    assert scene.guard.find("can not connect to the backend")
+
+
+def test_a_vmm_that_leaves_meanwhile_makes_room_for_the_next(make_scene,
+                                                             sanitized):
+    scene, vmm = start(make_scene, sanitized, "--restart-ms=20000")
+    gone = Gone(scene)
+    scene.guard.wait_line("backend gone")
+    vmm.close()
+    scene.guard.wait_line("the VMM has left")
+    gone.back()
+    vmm = scene.running(queues=1)
+    vmm.ram.check()
+
+
+def test_sigterm_ends_the_wait_for_a_backend(make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--restart-ms=60000")
+    Gone(scene)
+    scene.guard.wait_line("backend gone")
+    scene.guard.process.send_signal(signal.SIGTERM)
+    assert scene.guard.wait(10) == 0
+
+
+def test_a_crash_loop_ends(make_scene, sanitized):
+    scene = make_scene(sanitized, "--pool-size=8M", "--restart=4")
+    vmm = scene.running(queues=1, num=NUM)
+    since = len(scene.guard.lines)
+    # In its thread: then it is not still serving the one before.
+    scene.device.run(lambda: setattr(scene.device, "on_kick", die_at_once))
+    Requests(vmm.queues[0]).add(1)
+    session_ends(vmm)
+    assert len(scene.device.sessions) == 5
+    # Two lines a life, and one in the end.
+    assert len(scene.guard.complaints(since)) <= 2 * 5 + 1
+    assert scene.guard.find("as often as --restart allows")
+    assert scene.guard.wait() == 1
+
+
+def die_at_once(session, vring):
+    fd = session.sock.fileno()
+    if fd >= 0:
+        session.backend.unwatch(fd)
+        session.shut()
+
+
+def test_a_thousand_restarts_leave_nothing_behind(make_scene, sanitized,
+                                                  plain):
+    scene, vmm = start(make_scene, plain, queues=2)
+    fds = memory = None
+    for n in range(1000):
+        scene.device.on_request = hold if n % 10 == 0 else echo
+        work = [Requests(q).add(3, 64) for q in vmm.queues]
+        if n % 10 == 0:
+            held(scene, 6)
+            scene.device.on_request = echo
+        kill(scene)
+        for requests in work:
+            requests.finish()
+        vmm.ram.next[0] = 256 * 1024  # its memory is used again and again
+        if n == 100:
+            fds, memory = scene.guard.fds(), scene.guard.memory()
+    assert len(scene.guard.fds()) <= len(fds) + 1
+    assert scene.guard.memory() <= memory + 256 * 1024
+    vmm.ram.check()
+
+
+def test_without_the_option_a_session_ends_with_its_backend(make_scene,
+                                                            sanitized):
+    scene = make_scene(sanitized)
+    vmm = scene.running(queues=1)
+    scene.device.hang_up(scene.device.session)
+    session_ends(vmm)
+    assert scene.guard.wait() == 1
