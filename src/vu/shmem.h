@@ -15,6 +15,11 @@
  * only stops the device for a while (QEMU does), and keep what is mapped. So
  * after a reset a mapping is in doubt: it is in nobody's way, may still be
  * unmapped, and is forgotten once something else takes its place.
+ *
+ * A mapping whose back-end is gone is an orphan: another back-end does not know
+ * of it, but the guest may be using it. It is in nobody's way either, only that
+ * it has to be unmapped before something else takes its place, in its region or
+ * in the number of mappings that there may be.
  */
 #ifndef MOAT_VU_SHMEM_H
 #define MOAT_VU_SHMEM_H
@@ -30,6 +35,7 @@ struct moat_vu_mapping {
 	uint64_t len;
 	uint8_t shmid;
 	bool doubtful;
+	bool orphan; /* doubtful, and the front-end surely has it */
 };
 
 struct moat_vu_shmem {
@@ -84,6 +90,18 @@ void moat_vu_shmem_del(struct moat_vu_shmem *shmem, uint8_t shmid,
 
 /** moat_vu_shmem_doubt() - the device was reset: all mappings are in doubt */
 void moat_vu_shmem_doubt(struct moat_vu_shmem *shmem);
+
+/** moat_vu_shmem_orphan() - the back-end is gone: all mappings are orphans */
+void moat_vu_shmem_orphan(struct moat_vu_shmem *shmem);
+
+/**
+ * moat_vu_shmem_evict() - an orphan to unmap before this can be mapped, or NULL
+ *
+ * There may be more: ask again.
+ */
+const struct moat_vu_mapping *
+moat_vu_shmem_evict(const struct moat_vu_shmem *shmem, uint8_t shmid,
+		    uint64_t offset, uint64_t len);
 
 /** moat_vu_shmem_clear() - nothing is mapped any more; regions stay */
 void moat_vu_shmem_clear(struct moat_vu_shmem *shmem);
