@@ -123,7 +123,7 @@ mkdir -p /mnt; mount -t virtiofs moat /mnt
     dd if=/mnt/large of=/dev/null bs=64k iflag=direct 2>/dev/null || n=$((n+1))
 done; echo $n >/tmp/reader) &
 (n=0; while [ ! -e /tmp/stop ]; do
-    echo $n >/mnt/small$((n % 5)) 2>/dev/null; n=$((n+1))
+    { echo $n >/mnt/small$((n % 5)); } 2>/dev/null || true; n=$((n+1))
 done; echo $n >/tmp/writer) &
 """
 
