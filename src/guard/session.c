@@ -380,7 +380,7 @@ int moat_session_open(struct moat_session *s,
 		.client_src = { -1, on_backend, s },
 		.channel_src = { -1, on_channel, s },
 		.pool_mem = { .fd = -1 },
-		.shmem = { .answer_src = { .fd = -1 } },
+		.shmem = { .answer_src = { .fd = -1 }, .then_fd = -1 },
 		.channel_tokens = CHANNEL_BURST,
 	};
 	moat_guest_mem_init(&s->mem, log, config->pools,

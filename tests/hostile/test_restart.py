@@ -5,6 +5,7 @@ backends.
 """
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -12,8 +13,11 @@ import pytest
 
 import vhost_user as vu
 from backend import FEATURES, PROTOCOL, Backend, echo
-from guest import OFFERABLE
+from guard import Guard
+from guest import OFFERABLE, Vmm
 from split_ring import WRITE
+from test_shmem import (MAP, PAGE, UNMAP, answer, ask, asked, do, memfd,
+                        nothing_asked, say)
 from vhost_user import Feature, Request, mask
 
 NUM = 64
@@ -461,3 +465,166 @@ def test_without_the_option_a_session_ends_with_its_backend(make_scene,
     scene.device.hang_up(scene.device.session)
     session_ends(vmm)
     assert scene.guard.wait() == 1
+
+
+# -- shared memory regions
+
+MAPS = {"protocol": PROTOCOL | mask(vu.Protocol.SHMEM_MAP,
+                                    vu.Protocol.BACKEND_SEND_FD),
+        "shmem": {0: 64 * PAGE}}
+
+
+def test_what_a_dead_backend_mapped_goes_when_another_is_mapped_over_it(
+        make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--shmem=on",
+                       "--shmem-mappings=3", **MAPS)
+    with memfd() as fd:
+        for at in (0, 2, 5):
+            vu.close_all(do(vmm, scene.device.session, MAP, fds=(fd,),
+                            offset=at * PAGE))
+        kill(scene)
+        vmm.queues[0].echo()
+        nothing_asked(vmm)  # the guest may be using them
+        session = scene.device.session
+        # Over two of them: each is unmapped as a whole, and first.
+        ask(session, MAP, fds=(fd,), offset=0, length=3 * PAGE)
+        for at in (0, 2):
+            msg, fields = asked(vmm)
+            assert msg.request == UNMAP and fields[2:4] == (at * PAGE, PAGE)
+            say(vmm, UNMAP)
+        msg, fields = asked(vmm)
+        assert msg.request == MAP and fields[2:4] == (0, 3 * PAGE)
+        vu.close_all(msg.fds)
+        say(vmm, MAP)
+        assert answer(session) == 0
+        vu.close_all(do(vmm, session, MAP, fds=(fd,), offset=20 * PAGE))
+        # Three are there: the last of the old ones makes room for another.
+        ask(session, MAP, fds=(fd,), offset=30 * PAGE)
+        msg, fields = asked(vmm)
+        assert msg.request == UNMAP and fields[2] == 5 * PAGE
+        say(vmm, UNMAP, status=22)  # whatever the VMM thinks of it
+        msg, _ = asked(vmm)
+        vu.close_all(msg.fds)
+        say(vmm, MAP)
+        assert answer(session) == 0
+    assert not [f for f in scene.guard.fds().values() if "shown" in f]
+
+
+def test_a_backend_with_other_regions_is_not_taken(make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--shmem=on",
+                       "--restart-ms=300", **MAPS)
+    scene.device.shmem = {0: 32 * PAGE}
+    scene.device.hang_up(scene.device.session)
+    session_ends(vmm)
+    assert scene.guard.wait() == 1
+    assert scene.guard.find("shared memory regions are not those")
+
+
+def test_a_backend_that_dies_while_the_vmm_maps_leaves_nothing_mapped(
+        make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--shmem=on", **MAPS)
+    with memfd() as fd:
+        ask(scene.device.session, MAP, fds=(fd,))
+        msg, _ = asked(vmm)
+        vu.close_all(msg.fds)
+        kill(scene)
+        vmm.queues[0].echo()
+        say(vmm, MAP)
+        msg, fields = asked(vmm)
+        assert msg.request == UNMAP and fields[2:4] == (0, PAGE)
+        say(vmm, UNMAP)
+    vmm.queues[0].echo()
+
+
+# -- backends that the guard starts
+
+SLOW = """
+import os, sys, signal
+os.write(2, b"pid %d\\n" % os.getpid())
+sys.path.insert(0, {here!r})
+import backend
+device = backend.Backend(sys.argv[1])
+signal.pause()
+"""
+
+
+class Started:
+    """A guard that starts its backend: the good device, in Python."""
+
+    def __init__(self, keep, folder, build, *options):
+        here = os.path.dirname(os.path.abspath(__file__))
+        script = f"{folder}/device.py"
+        with open(script, "w", encoding="ascii") as f:
+            f.write(SLOW.format(here=here))
+        self.guard = keep(Guard(build, folder, None, "--pool-size=8M",
+                                *options, "--exec", "--", sys.executable,
+                                script, "{socket}"))
+        self.vmm = keep(Vmm.connect(self.guard.path)).setup(num=NUM)
+
+    def pids(self):
+        return [int(line.split()[1]) for line in self.guard.find("^pid ")]
+
+    def signal(self, number):
+        os.kill(self.pids()[-1], number)
+
+
+@pytest.fixture(params=["plain", "sanitized"])
+def build(request):
+    """The plain one is in its sandbox, and can start nothing by itself."""
+    return request.getfixturevalue(request.param)
+
+
+def test_a_command_is_started_again_by_a_guard_in_its_sandbox(keep, folder,
+                                                              build):
+    scene = Started(keep, folder, build, "--restart=10")
+    scene.vmm.queues[0].echo()
+    for n in range(4):
+        since = len(scene.guard.lines)
+        scene.signal(signal.SIGKILL)
+        scene.vmm.queues[0].echo()
+        scene.guard.wait_line("another backend goes on", since)
+    assert len(scene.pids()) == 5
+    scene.vmm.ram.check()
+    last = scene.pids()[-1]
+    assert scene.guard.terminate() == 0
+    assert not os.path.exists(f"/proc/{last}")
+
+
+def test_a_command_that_stalls_is_ended_before_another_is_started(
+        keep, folder, sanitized):
+    scene = Started(keep, folder, sanitized, "--restart=10")
+    scene.vmm.queues[0].echo()
+    stopped = scene.pids()[-1]
+    requests = Requests(scene.vmm.queues[0])
+    scene.signal(signal.SIGSTOP)
+    requests.add(8)
+    # An answer that does not come is what tells.
+    scene.vmm.fe.timeout = 30
+    assert not scene.vmm.fe.set_vring_enable(0, 1)
+    requests.finish()
+    assert not os.path.exists(f"/proc/{stopped}")
+    assert scene.guard.find("backend stalls")
+
+
+def test_a_command_that_fails_at_once_is_not_tried_for_ever(keep, folder,
+                                                            plain):
+    scene = Started(keep, folder, plain, "--restart=5")
+    script = f"{folder}/device.py"
+    with open(script, "w", encoding="ascii") as f:
+        f.write("import os; os.write(2, b'pid %d\\n' % os.getpid())\n")
+    scene.signal(signal.SIGKILL)
+    session_ends(scene.vmm)
+    assert scene.guard.wait() == 1
+    assert len(scene.pids()) == 6
+    assert scene.guard.find("has ended and listens nowhere")
+
+
+def test_a_guard_that_is_killed_takes_its_command_along(keep, folder, plain):
+    scene = Started(keep, folder, plain, "--restart=5")
+    scene.vmm.queues[0].echo()
+    os.kill(scene.guard.pid, signal.SIGKILL)
+    scene.guard.wait()
+    deadline = vu.deadline_in(vu.PATIENCE)
+    while os.path.exists(f"/proc/{scene.pids()[-1]}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
