@@ -218,7 +218,7 @@ static int ask(struct moat_session *s, uint32_t request,
 	if (!moat_vu_conn_room(&s->vmm_channel))
 		return -EAGAIN;
 	if (fd >= 0)
-		moat_guest_mem_show(&s->mem, fd);
+		moat_guest_mem_show(&s->mem, fd, m->fd_offset, m->len);
 	g->answer_src = (struct moat_source){ s->vmm_channel.fd, on_answer, s };
 	ret = moat_loop_watch(s->loop, &g->answer_src, false);
 	if (!ret)
