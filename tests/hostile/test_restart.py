@@ -19,6 +19,7 @@ from backend import FEATURES, PROTOCOL, Backend, echo
 from guard import Guard
 from guest import OFFERABLE, Vmm
 from split_ring import WRITE
+from test_share_modes import POOL, POOL_AT, RAM, PoolRam, memory_sent
 from test_shmem import (MAP, PAGE, UNMAP, answer, ask, asked, do, memfd,
                         nothing_asked, say)
 from vhost_user import Feature, Request, mask
@@ -50,10 +51,11 @@ class Requests:
         self.ram = queue.ram
         self.due = {}
 
-    def add(self, count, size=700):
+    def add(self, count, size=700, bank=0):
         for _ in range(count):
             data = os.urandom(size)
-            src, dst = self.ram.alloc(size), self.ram.alloc(size)
+            src = self.ram.alloc(size, bank=bank)
+            dst = self.ram.alloc(size, bank=bank)
             self.ram.write(src, data)
             head = self.queue.ring.add([(src, size, 0), (dst, size, WRITE)])
             assert head not in self.due
@@ -477,6 +479,48 @@ def test_without_the_option_a_session_ends_with_its_backend(make_scene,
     assert scene.guard.wait() == 1
 
 
+# -- with a share set
+
+
+def sharing(make_scene, keep, build, mode, bank):
+    scene = make_scene(build, "--device=console", "--pool-size=8M",
+                       f"--share={mode}", f"--pool={POOL_AT:#x}+2M",
+                       "--restart=10", "--restart-ms=500")
+    vmm = scene.vmm(ram=keep(PoolRam())).setup(queues=0)
+    queue = vmm.add_queue(bank=bank)
+    queue.start()
+    return scene, vmm, queue
+
+
+def test_a_guests_pool_goes_to_the_next_backend_as_well(make_scene, keep,
+                                                        sanitized):
+    scene, vmm, queue = sharing(make_scene, keep, sanitized, "hybrid", RAM)
+    for bank in (RAM, POOL):
+        queue.echo(bank=bank)
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(queue)
+    requests.add(4)
+    requests.add(4, bank=POOL)
+    held(scene, 8)
+    scene.device.on_request = echo
+    kill(scene)
+    requests.finish()
+    queue.echo(bank=POOL)
+    assert memory_sent(scene) == ["moat-pool", "guest-pool"]
+    vmm.ram.check()
+
+
+@pytest.mark.parametrize("mode", ["direct", "auto"])
+def test_a_queue_that_went_direct_ends_with_its_backend(make_scene, keep,
+                                                        sanitized, mode):
+    scene, vmm, queue = sharing(make_scene, keep, sanitized, mode, POOL)
+    queue.echo(bank=POOL)
+    scene.device.hang_up(scene.device.session)
+    session_ends(vmm)
+    assert scene.guard.wait() == 1
+    assert scene.guard.find("does not help queues that went direct")
+
+
 # -- no other backend: a file system's requests end with an error
 
 
@@ -675,6 +719,10 @@ os.write(2, b"pid %d\\n" % os.getpid())
 sys.path.insert(0, {here!r})
 import backend
 device = backend.Backend(sys.argv[1])
+if sys.argv[2:]:  # ends with its first VMM
+    device.wait_for(lambda: device.sessions and
+                    device.sessions[0].closed.is_set(), None)
+    os._exit(0)
 signal.pause()
 """
 
@@ -682,15 +730,19 @@ signal.pause()
 class Started:
     """A guard that starts its backend: the good device, in Python."""
 
-    def __init__(self, keep, folder, build, *options):
+    def __init__(self, keep, folder, build, *options, words=()):
         here = os.path.dirname(os.path.abspath(__file__))
         script = f"{folder}/device.py"
         with open(script, "w", encoding="ascii") as f:
             f.write(SLOW.format(here=here))
         self.guard = keep(Guard(build, folder, None, "--pool-size=8M",
                                 *options, "--exec", "--", sys.executable,
-                                script, "{socket}"))
-        self.vmm = keep(Vmm.connect(self.guard.path)).setup(num=NUM)
+                                script, "{socket}", *words))
+        self.keep = keep
+        self.vmm = self.connect()
+
+    def connect(self):
+        return self.keep(Vmm.connect(self.guard.path)).setup(num=NUM)
 
     def pids(self):
         return [int(line.split()[1]) for line in self.guard.find("^pid ")]
@@ -729,6 +781,19 @@ def test_a_command_that_stalls_is_ended_before_another_is_started(
     requests.finish()
     assert not os.path.exists(f"/proc/{stopped}")
     assert scene.guard.find("backend stalls")
+
+
+def test_a_command_that_ends_with_its_vmm_is_started_for_the_next(
+        keep, folder, plain):
+    scene = Started(keep, folder, plain, "--restart=5", words=["once"])
+    for n in range(3):
+        scene.vmm.queues[0].echo()
+        scene.vmm.close()
+        scene.vmm = scene.connect()
+    scene.vmm.queues[0].echo()
+    assert len(scene.pids()) == 4
+    assert not scene.guard.complaints() or \
+        all(line.startswith("pid") for line in scene.guard.complaints())
 
 
 def test_a_command_that_fails_at_once_is_not_tried_for_ever(keep, folder,
