@@ -31,7 +31,7 @@ void moat_session_finish(struct moat_session *s, enum moat_session_end end)
 
 int moat_session_from_backend(struct moat_session *s, int ret)
 {
-	if (s->client.dead)
+	if (s->client.dead && !s->orphan)
 		moat_session_finish(s, ret == -EPIPE || ret == -ECONNRESET
 					       ? MOAT_SESSION_BACKEND_GONE
 					       : MOAT_SESSION_BACKEND_BROKEN);

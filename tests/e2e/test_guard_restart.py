@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest does not notice that its backend was killed: the guard starts
 another one, or connects to it (--restart)."""
+import contextlib
 import hashlib
 import os
 import re
@@ -58,7 +59,9 @@ def backend_of(guard):
 
 
 def kill(pid):
-    os.kill(pid, signal.SIGKILL)
+    """It may end by itself, once one of its family has."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def loaded(guest, image, kill_one):
@@ -162,3 +165,31 @@ def test_no_process_of_a_guest_hangs_when_moat_fs_is_killed(whole):
             guest.run("ls /mnt >/dev/null 2>&1 || true")
         with open(folder + "/large", "rb") as f:
             assert f.read() == data
+
+
+@pytest.mark.parametrize("restart", [False, True],
+                         ids=["without restart", "restarts used up"])
+def test_without_another_moat_fs_all_processes_of_a_guest_end(restart):
+    with Workdir() as work:
+        folder = work / "share"
+        os.mkdir(folder)
+        make_image(folder + "/large", 8 * MIB)
+        options = ["--device=fs"] + (["--restart=1"] if restart else [])
+        with Guard(work / "guard", command=moat_fs(folder),
+                   options=options) as guard, \
+                guests.UserModeLinux([(guard.socket_path, FS)]) as guest:
+            guest.run(FS_LOAD)
+            for _ in range(1 + restart):
+                guest.run("sleep 0.3")  # of work
+                pid = backend_of(guard) if restart else children(guard.pid)[0]
+                mark = len(guard.log)
+                for one in family(pid):
+                    kill(one)
+                guard.expect("another backend goes on|without a backend", mark)
+            guard.expect("without a backend")
+            guest.run("touch /tmp/stop\n" + BOTH_END)
+            status, output = guest.run("ls /mnt/", check=False)
+            assert status and "not connected" in output, output
+            guest.run("umount /mnt")
+            guest.poweroff()
+            assert guard.wait() == 1
