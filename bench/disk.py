@@ -135,6 +135,7 @@ DAEMONS = {"debian12": BenchDaemon, "newer": NewBenchDaemon,
 class Path:
     """One way from a driver to a disk: .run() is one run of the driver, which
     is qemu-img."""
+    tells_latency = False
 
     def __init__(self, stack, daemon, image, size, options=None):
         """options: of the guard; None: there is none."""
@@ -183,6 +184,7 @@ class Path:
 
 class NativePath(Path):
     """Likewise with bench-blkdrv, which has a pool that can be shared."""
+    tells_latency = True
 
     def __init__(self, stack, kind, size, options=None, rings="pool"):
         """rings: where the driver has them, "pool" or "ram"."""

@@ -20,7 +20,7 @@ import report
 from guard import Guard
 from guests import UserModeLinux
 from peers import Qemu11
-from procs import Workdir, build_dir
+from procs import build_dir
 from share import FILES, TAG
 
 DEVICE_FS = 26
@@ -133,17 +133,29 @@ def read_once(guest, how):
     return {"mib_s": size / MIB / (ns / 1e9), "sum": total}
 
 
-def one_way(guest, options):
-    """Mounted with the options: each way to read for the first time and
-    again, and by how much the page cache grew with it."""
-    out = {}
-    for how in ("read", "mmap"):
-        guest.run(f"mount -t virtiofs {options} {TAG} /mnt\n{DROP}")
-        before = cached(guest)
-        out[how, "first"] = read_once(guest, how)
-        out[how, "again"] = read_once(guest, how)
-        out[how, "again"]["cache_kib"] = cached(guest) - before
-        guest.run("umount /mnt")
+def one_way(guest, how, options):
+    """Mounted with the options: read for the first time and again, and by how
+    much the page cache grew with it."""
+    guest.run(f"mount -t virtiofs {options} {TAG} /mnt\n{DROP}")
+    before = cached(guest)
+    out = {"first": read_once(guest, how), "again": read_once(guest, how)}
+    out["again"]["cache_kib"] = cached(guest) - before
+    guest.run("umount /mnt")
+    return out
+
+
+def one_round(shared, how, size):
+    """DAX and requests, one after the other in one guest; which may keep what it
+    has cached from one open() to the next."""
+    with shared.daemon(options=[f"--dax-window={2 * size >> 20}M",
+                                "--cache=always"]) as daemon, \
+            DaxGuest(DaxGuest.device(daemon.socket_path), append=COPIES,
+                     memory=(size >> 20) * 2 + 256) as guest:
+        guest.run(f"mkdir -p /mnt; mount -t virtiofs {TAG} /mnt\n"
+                  "cp /mnt/mapread /tmp; umount /mnt")
+        out = {"dax": one_way(guest, how, "-o dax"),
+               "requests": one_way(guest, how, "")}
+        assert guest.poweroff() == 0
     return out
 
 
@@ -151,51 +163,35 @@ def measure_dax(shared, args):
     size = os.path.getsize(os.path.join(shared.folder, "big"))
     shutil.copy(os.path.join(build_dir(), "bench/bench-mapread"),
                 os.path.join(shared.folder, "mapread"))
-    rounds = []
-    with Workdir("/tmp") as work, contextlib.ExitStack() as stack:
-        shared.socket_path = str(work / "fs.sock")
-        daemon = stack.enter_context(
-            shared.daemon(options=[f"--dax-window={2 * size >> 20}M"]))
-        guest = stack.enter_context(DaxGuest(
-            DaxGuest.device(daemon.socket_path), memory=(size >> 20) * 2 + 256,
-            append=COPIES))
-        guest.run(f"mkdir -p /mnt; mount -t virtiofs {TAG} /mnt\n"
-                  "cp /mnt/mapread /tmp; umount /mnt")
-        for _ in range(args.pairs):
-            rounds.append({"dax": one_way(guest, "-o dax"),
-                           "requests": one_way(guest, "")})
-        assert guest.poweroff() == 0
-    sums = {r["sum"] for way in rounds for w in way.values()
-            for r in w.values()}
+    rounds = {how: [one_round(shared, how, size)
+                    for _ in range(min(args.pairs, 3))]
+              for how in ("read", "mmap")}
+    sums = {seen["sum"] for ways in rounds.values() for way in ways
+            for times in way.values() for seen in times.values()}
     assert len(sums) == 1, f"not all ways read the same: {sums}"
-    return dax_rows(rounds)
+    return [dax_row(how, rounds[how]) for how in rounds]
 
 
-def dax_rows(rounds):
-    """For each way to read: MiB a second through DAX, through requests (the
-    first time without DAX) and from the page cache (again without DAX)."""
-    rows = []
-    for how in ("read", "mmap"):
-        def speed(way, when):
-            # pylint: disable=cell-var-from-loop
-            return statistics.median(r[way][how, when]["mib_s"] for r in rounds)
+def dax_row(how, rounds):
+    """MiB a second through DAX, through requests (the first time without
+    DAX) and from the page cache (again without DAX)."""
+    def speed(way, when):
+        return statistics.median(r[way][when]["mib_s"] for r in rounds)
 
-        def ratio(when, other):
-            return statistics.median(
-                r["dax"][how, when]["mib_s"]
-                / r["requests"][how, other]["mib_s"] for r in rounds)
+    def ratio(when):
+        return statistics.median(r["dax"][when]["mib_s"]
+                                 / r["requests"][when]["mib_s"] for r in rounds)
 
-        rows.append({
-            "how": how, "dax_first": speed("dax", "first"),
+    return {"how": how, "rounds": rounds,
+            "dax_first": speed("dax", "first"),
             "dax_again": speed("dax", "again"),
             "requests": speed("requests", "first"),
             "cache": speed("requests", "again"),
-            "first_to_requests": ratio("first", "first"),
-            "again_to_cache": ratio("again", "again"),
+            "first_to_requests": ratio("first"),
+            "again_to_cache": ratio("again"),
             "cache_kib": {way: statistics.median(
-                r[way][how, "again"]["cache_kib"] for r in rounds)
-                for way in ("dax", "requests")}})
-    return rows
+                r[way]["again"]["cache_kib"] for r in rounds)
+                for way in ("dax", "requests")}}
 
 
 def show_dax(rows):

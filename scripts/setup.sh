@@ -24,13 +24,13 @@ for profile; do
 	test)
 		packages="$packages $build $uml qemu-system-x86 qemu-utils
 			clang-format python3-pytest python3-pytest-timeout
-			device-tree-compiler qemu-system-arm"
+			device-tree-compiler qemu-system-arm fuse3"
 		kernel=yes
 		;;
 	test-all)
 		packages="$packages debian-archive-keyring util-linux mount
 			gcc-aarch64-linux-gnu make flex bison bc xz-utils
-			gnuplot-nox"
+			gnuplot-nox fio dmsetup"
 		peers=yes
 		arm64=yes
 		;;

@@ -206,13 +206,17 @@ struct moat_device_config {
 	uint32_t files;		/* descriptors that it needs */
 	uint64_t heap;		/* bytes that it allocates */
 	bool no_landlock;	/* it opens files by their handles */
+	/* each queue's requests are done in the order in which they came:
+	 * VIRTIO_F_IN_ORDER is offered */
+	bool in_order;
 	/* set by moat_device_argp(), from the command line */
 	const char *socket_path;
 	int fd; /* a connection, or -1 */
 	uint32_t num_queues;
-	uint32_t threads;
+	uint32_t threads; /* 0: as many as queues */
 	uint32_t poll_us;
 	bool once;
+	bool ring_reset; /* VIRTIO_F_RING_RESET is offered */
 	bool print_capabilities;
 	enum moat_sandbox_level sandbox;
 	struct moat_log *log; /* for moat_device_log() */
@@ -231,9 +235,31 @@ int moat_device_defaults(struct moat_device_config *config);
  *
  * For struct argp's children; its input is the struct moat_device_config.
  * --socket-path, --fd, --num-queues, --threads, --poll-us, --once, --sandbox,
- * --log-level, --print-capabilities.
+ * --ring-reset, --log-level, --print-capabilities.
  */
 const struct argp *moat_device_argp(void);
+
+/**
+ * moat_device_number() - the number that an option is given; for its parser
+ * @arg: as it stands on the command line
+ * @name: of the option
+ * @size: it may be hexadecimal, and K, M or G may stand behind it
+ * @min: the least that is allowed
+ * @max: the most
+ *
+ * Return: it; a bad one ends the program by argp_error().
+ */
+uint64_t moat_device_number(const char *arg, const char *name, bool size,
+			    uint64_t min, uint64_t max,
+			    struct argp_state *state);
+
+/**
+ * moat_device_word() - which of @names an option is given; NULL ends them
+ *
+ * Return: its index; a bad word ends the program by argp_error().
+ */
+int moat_device_word(const char *arg, const char *name,
+		     const char *const *names, struct argp_state *state);
 
 /**
  * moat_device_serve() - be a backend until told to end
@@ -268,7 +294,12 @@ bool moat_shmem_usable(const struct moat_device *device);
  * answer, a few seconds at most. A front-end that stops the queues waits for us
  * meanwhile, and is not made to: then the wait ends with -EINTR. What was under
  * way then, or when time ran out, is undone as soon as the front-end answers.
- * All mappings are gone when ops->reset() is called.
+ *
+ * Once the driver's queues were stopped nobody can tell what is still mapped:
+ * a reset unmaps all, a pause of the machine nothing, and a front-end need not
+ * say which it was. Such mappings are in nobody's way here and can be unmapped,
+ * which then succeeds in either case; the front-end has the last word on what
+ * is mapped over them.
  *
  * Return: 0; -ENOTCONN: the front-end does not know SHMEM_MAP, or no queue
  *runs; -EINVAL: no such region, not whole pages of it, no fd; -EEXIST:

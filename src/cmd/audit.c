@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "audit/audit.h"
+#include "os/arg.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_OUTSIDE = 3 };
 
@@ -54,13 +55,10 @@ static const struct argp_option option_table[] = {
 
 static int add_pid(pid_t **list, size_t *n, const char *arg)
 {
-	char *end;
-	long v;
+	uint64_t v;
 	pid_t *p;
 
-	errno = 0;
-	v = strtol(arg, &end, 10);
-	if (errno || *end || end == arg || v <= 0 || v > 0x7fffffff)
+	if (moat_arg_number(arg, false, 1, INT32_MAX, &v))
 		return -EINVAL;
 	p = reallocarray(*list, *n + 1, sizeof(*p));
 	if (!p)

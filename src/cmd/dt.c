@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "dt/dt.h"
+#include "os/arg.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_FINDINGS = 3 };
 
@@ -111,21 +112,12 @@ static const struct {
 static uint64_t number(struct argp_state *state, const char *name,
 		       const char *arg, uint64_t max)
 {
-	unsigned long long v;
-	unsigned int shift = 0;
-	char *end;
+	uint64_t v = 1;
 
-	errno = 0;
-	v = strtoull(arg, &end, 0);
-	if (end != arg && *end && strchr("KMG", *end)) {
-		shift = *end == 'K' ? 10 : *end == 'M' ? 20 : 30;
-		end++;
-	}
-	if (errno || end == arg || *end || strchr(arg, '-') || !v ||
-	    v > max >> shift)
+	if (moat_arg_number(arg, true, 1, max, &v))
 		argp_error(state, "--%s=%s: not a number from 1 to 0x%" PRIx64,
 			   name, arg, max);
-	return (uint64_t)v << shift;
+	return v;
 }
 
 static void append(struct argp_state *state, const char ***list, size_t *n,

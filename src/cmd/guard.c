@@ -13,6 +13,7 @@
 #include "core/pool.h"
 #include "dt/dt.h"
 #include "guard/service.h"
+#include "os/arg.h"
 
 #define POOL_DEFAULT (UINT64_C(64) << 20)
 #define POOL_MIN (UINT64_C(64) << 10)
@@ -113,45 +114,12 @@ struct args {
 	bool caps;
 };
 
-static int parse_number(const char *arg, uint64_t max, uint64_t *out)
-{
-	char *end;
-
-	errno = 0;
-	*out = strtoull(arg, &end, 10);
-	return errno || end == arg || *end || arg[0] == '-' || *out > max;
-}
-
-/* A number, perhaps hexadecimal, with K, M or G. */
-static int parse_size(const char *arg, uint64_t *out)
-{
-	unsigned int shift = 0;
-	char *end;
-
-	errno = 0;
-	*out = strtoull(arg, &end, 0);
-	if (errno || end == arg || arg[0] == '-')
-		return -1;
-	if (*end) {
-		const char *unit = strchr("KMG", *end);
-
-		if (!unit || end[1])
-			return -1;
-		shift = 10 *
-			(unsigned int)(1 + (*unit == 'M') + 2 * (*unit == 'G'));
-	}
-	if (*out > UINT64_MAX >> shift)
-		return -1;
-	*out <<= shift;
-	return 0;
-}
-
 static void parse_pool(const char *arg, struct args *a,
 		       struct argp_state *state)
 {
 	uint64_t size;
 
-	if (parse_size(arg, &size) || size < POOL_MIN || size > POOL_MAX)
+	if (moat_arg_number(arg, true, POOL_MIN, POOL_MAX, &size))
 		argp_error(
 			state,
 			"--pool-size=%s: a size from 64K to 1024G, with K, M "
@@ -188,7 +156,7 @@ static void parse_pool_at(const char *arg, struct args *a,
 	errno = 0;
 	r.addr = strtoull(arg, &end, 0);
 	if (!plus || end != plus || end == arg || errno || arg[0] == '-' ||
-	    parse_size(plus + 1, &r.size) || !r.size ||
+	    moat_arg_number(plus + 1, true, 1, UINT64_MAX, &r.size) ||
 	    r.addr % MOAT_SLOT_SIZE || r.size % MOAT_SLOT_SIZE ||
 	    r.addr + r.size < r.addr)
 		argp_error(state,
@@ -247,7 +215,7 @@ static void parse_mappings(const char *arg, struct args *a,
 {
 	uint64_t n;
 
-	if (parse_number(arg, MOAT_SHMEM_MAPPINGS_MAX, &n) || !n)
+	if (moat_arg_number(arg, false, 1, MOAT_SHMEM_MAPPINGS_MAX, &n))
 		argp_error(state, "--shmem-mappings=%s: 1 to %u is needed", arg,
 			   MOAT_SHMEM_MAPPINGS_MAX);
 	else
@@ -347,7 +315,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->config.socket_path = arg;
 		break;
 	case OPT_FD:
-		if (parse_number(arg, INT32_MAX, &n))
+		if (moat_arg_number(arg, false, 0, INT32_MAX, &n))
 			argp_error(state, "--fd=%s: a number is needed", arg);
 		else
 			a->config.fd = (int)n;
@@ -383,7 +351,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		parse_mappings(arg, a, state);
 		break;
 	case OPT_POLL:
-		if (parse_number(arg, POLL_MAX_US, &n))
+		if (moat_arg_number(arg, false, 0, POLL_MAX_US, &n))
 			argp_error(state, "--poll-us=%s: 0 to %u is needed",
 				   arg, POLL_MAX_US);
 		else

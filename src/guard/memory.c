@@ -1,15 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
 #include <sys/stat.h>
 
 #include "guard/memory.h"
 #include "os/mem.h"
+
+static bool is_shown(const struct moat_guest_mem *mem, const struct stat *st)
+{
+	for (uint32_t i = 0; i < MOAT_SHOWN_MAX; i++)
+		if (mem->shown[i].ino == st->st_ino &&
+		    mem->shown[i].dev == st->st_dev && st->st_ino)
+			return true;
+	return false;
+}
+
+void moat_guest_mem_show(struct moat_guest_mem *mem, int fd)
+{
+	struct stat st;
+
+	if (!fstat(fd, &st) && !is_shown(mem, &st))
+		mem->shown[mem->next_shown++ % MOAT_SHOWN_MAX] =
+			(struct moat_file_id){ 0, st.st_dev, st.st_ino };
+}
 
 /* What nobody but the VMM may hold is known by its file. */
 static void note_file(struct moat_guest_mem *mem, uint64_t guest_addr, int fd)
 {
 	struct stat st;
 
-	if (mem->nfiles < MOAT_VU_MEMORY_MAX && !fstat(fd, &st))
+	if (mem->nfiles < MOAT_VU_MEMORY_MAX && !fstat(fd, &st) &&
+	    !is_shown(mem, &st))
 		mem->files[mem->nfiles++] =
 			(struct moat_file_id){ guest_addr, st.st_dev,
 					       st.st_ino };
@@ -32,6 +52,8 @@ void moat_guest_mem_init(struct moat_guest_mem *mem, struct moat_log *log,
 	moat_shareset_init(&mem->share, pools, npools, udmabuf_fd);
 	mem->share_changed = false;
 	mem->nfiles = 0;
+	memset(mem->shown, 0, sizeof(mem->shown));
+	mem->next_shown = 0;
 }
 
 void moat_guest_mem_fini(struct moat_guest_mem *mem)

@@ -21,10 +21,16 @@ struct moat_file_id {
 	ino_t ino;
 };
 
+/* Files that the backend may show at the same time, beside others. */
+#define MOAT_SHOWN_MAX 1024u
+
 struct moat_guest_mem {
 	struct moat_vu_memory mapped;
 	struct moat_file_id files[MOAT_VU_MEMORY_MAX];
 	uint32_t nfiles;
+	/* files of the backend's own that the VMM has mapped (shmem.h) */
+	struct moat_file_id shown[MOAT_SHOWN_MAX];
+	uint32_t next_shown;
 	struct moat_shareset share;
 	bool share_changed; /* since the backend was last told */
 };
@@ -54,5 +60,13 @@ int moat_guest_mem_add(struct moat_guest_mem *mem,
 /** moat_guest_mem_del() - one less (REM_MEM_REG) */
 int moat_guest_mem_del(struct moat_guest_mem *mem,
 		       const struct moat_vu_mem_region *region);
+
+/**
+ * moat_guest_mem_show() - @fd is the backend's, and shown to the guest
+ *
+ * QEMU then has it in its memory table, as what it is to the guest: memory. It
+ * is not guest RAM for that. Of many files the last are remembered.
+ */
+void moat_guest_mem_show(struct moat_guest_mem *mem, int fd);
 
 #endif

@@ -76,7 +76,6 @@ static int op_reset(void *dev)
 	struct moat_session *s = dev;
 
 	moat_session_stop(s);
-	moat_guard_shmem_reset(s);
 	s->status = 0;
 	/* A reset device's rings are disabled as well. */
 	for (uint32_t i = 0; i < s->max_vrings; i++)
@@ -339,10 +338,8 @@ static int op_set_status(void *dev, uint64_t status)
 	if (moat_vu_check_status(s->log, status))
 		return -EINVAL;
 	/* Writing 0 resets the device (virtio 1.4, 2.1.2). */
-	if (!status) {
+	if (!status)
 		moat_session_stop(s);
-		moat_guard_shmem_reset(s);
-	}
 	s->status =
 		status ? status | (s->status & VIRTIO_STATUS_NEEDS_RESET) : 0;
 	moat_guard_shmem_undo(s);

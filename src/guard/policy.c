@@ -83,6 +83,14 @@ uint64_t moat_policy_protocol(uint64_t backend)
 	(MOAT_BIT(VIRTIO_F_INDIRECT_DESC) | MOAT_BIT(VIRTIO_F_EVENT_IDX) | \
 	 MOAT_BIT(VIRTIO_F_RING_PACKED))
 
+/*
+ * The driver may reset a single queue if the backend is fit for that: a relayed
+ * queue stops and starts on both legs. Not IN_ORDER: a backend that has it
+ * gives back a batch by its last request, and is not bound to any order without
+ * it.
+ */
+#define PASSED_BITS MOAT_BIT(VIRTIO_F_RING_RESET)
+
 uint64_t moat_policy_offer(const struct moat_device_type *type,
 			   enum moat_share_mode mode, bool access_platform,
 			   uint64_t backend)
@@ -105,7 +113,7 @@ uint64_t moat_policy_offer(const struct moat_device_type *type,
 	 * mode `auto` a queue may yet go straight to the backend: it has to
 	 * know all that the driver chose.
 	 */
-	f |= backend & RELAY_BITS;
+	f |= backend & (RELAY_BITS | PASSED_BITS);
 	if (mode != MOAT_SHARE_AUTO)
 		f |= RELAY_BITS & ~MOAT_BIT(VIRTIO_F_INDIRECT_DESC);
 	/* The driver has to know how much fits the pool. */
@@ -124,7 +132,8 @@ uint64_t moat_policy_accept(enum moat_share_mode mode, uint64_t backend,
 	/* The legs are one where a queue may go straight through. */
 	if (mode == MOAT_SHARE_DIRECT || mode == MOAT_SHARE_AUTO)
 		return backend & ((driver & (DEVICE_BITS | DIRECT_BITS)) | own);
-	return backend & ((driver & DEVICE_BITS) | RELAY_BITS | own);
+	return backend &
+	       ((driver & (DEVICE_BITS | PASSED_BITS)) | RELAY_BITS | own);
 }
 
 static uint32_t get_le32(const uint8_t *p)

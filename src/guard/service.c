@@ -14,6 +14,7 @@
 
 #include "guard/service.h"
 #include "os/child.h"
+#include "os/cutoff.h"
 #include "os/fd.h"
 #include "os/sandbox.h"
 #include "os/sock.h"
@@ -391,6 +392,8 @@ int moat_service_run(const struct moat_service_config *config,
 	if (!ret)
 		ret = watch_signals(&v);
 	open_udmabuf(&v);
+	if (!ret)
+		ret = moat_cutoff_init();
 	if (!ret)
 		ret = moat_alarm_init(&v.alarm);
 	v.session_config.alarm = ret ? NULL : &v.alarm;

@@ -7,6 +7,7 @@
 #include "guard/session.h"
 #include "guard/vring.h"
 #include "os/clock.h"
+#include "os/cutoff.h"
 #include "os/fd.h"
 
 /* Of a backend that says nothing about its number of queues. */
@@ -249,12 +250,28 @@ static int sooner(int wait, int ms)
 	return wait < 0 || ms < wait ? ms : wait;
 }
 
+/* Once for whatever happened in a turn; the log bounds its lines. */
+static void say_cut_off(struct moat_session *s)
+{
+	uint64_t pages = moat_cutoff_pages();
+
+	if (pages == s->pages_lost)
+		return;
+	log_warn(s->log,
+		 "%llu pages of guest memory were cut off while they were in "
+		 "use: they read as zeroes, and what is written there is lost; "
+		 "the guest or the VMM shortened a file",
+		 (unsigned long long)(pages - s->pages_lost));
+	s->pages_lost = pages;
+}
+
 int moat_session_step(struct moat_session *s)
 {
 	uint64_t now;
 	int wait = -1;
 
 	moat_runner_turn(&s->runner);
+	say_cut_off(s);
 	if (!s->config_changed && !s->channel_next_ns && !s->shmem.asked)
 		return moat_runner_busy(&s->runner) ? 0 : -1;
 	now = moat_now_ns();

@@ -94,7 +94,8 @@ struct moat_session {
 	struct moat_vring_ctl *vrings[MOAT_VU_VRINGS_MAX];
 
 	uint64_t bytes_bounced, bytes_shared; /* by queues that have ended */
-	int mode_said;	/* last choice logged: 1 direct (hybrid), 2 bounce */
+	int mode_said; /* last choice logged: 1 direct (hybrid), 2 bounce */
+	uint64_t pages_lost; /* of os/cutoff.h, as far as it was said */
 	bool impatient; /* the backend kept requests when a queue stopped */
 
 	bool config_changed;	  /* to be passed on when legal */

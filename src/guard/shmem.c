@@ -215,6 +215,8 @@ static int ask(struct moat_session *s, uint32_t request,
 
 	if (!moat_vu_conn_room(&s->vmm_channel))
 		return -EAGAIN;
+	if (fd >= 0)
+		moat_guest_mem_show(&s->mem, fd);
 	g->answer_src = (struct moat_source){ s->vmm_channel.fd, on_answer, s };
 	ret = moat_loop_watch(s->loop, &g->answer_src, false);
 	if (!ret)
@@ -280,12 +282,12 @@ static void conclude(struct moat_session *s, uint64_t status)
 {
 	struct moat_guard_shmem *g = &s->shmem;
 	const struct moat_vu_mmap *m = &g->what;
-	const struct moat_vu_mapping *there =
-		moat_vu_shmem_find(&g->table, m->shmid, m->shm_offset, m->len);
 	uint32_t request = g->asked;
 
-	/* After a reset the VMM need not have it any more. */
-	if (request == UNMAP && there && there->doubtful)
+	/* Of what is in doubt the VMM need not have anything. */
+	if (request == UNMAP &&
+	    moat_vu_shmem_unmapped(&g->table, m->shmid, m->shm_offset, m->len,
+				   !status))
 		status = 0;
 	if (status && g->owed && !(g->said & 1))
 		log_warn(s->log,
@@ -295,11 +297,9 @@ static void conclude(struct moat_session *s, uint64_t status)
 			 m->shmid, U(status));
 	if (status && g->owed)
 		g->said |= 1;
-	if (!status && request == UNMAP)
-		moat_vu_shmem_del(&g->table, m->shmid, m->shm_offset, m->len);
-	else if (!status && g->owed)
+	if (!status && request == MAP && g->owed)
 		moat_vu_shmem_add(&g->table, m->shmid, m->shm_offset, m->len);
-	else if (!status)
+	else if (!status && request == MAP)
 		g->undo = true;
 	answer_backend(s, status);
 	g->asked = 0;
@@ -365,12 +365,8 @@ void moat_guard_shmem_started(struct moat_session *s)
 void moat_guard_shmem_stop(struct moat_session *s)
 {
 	s->shmem.stopping = true;
-	answer_backend(s, EINTR);
-}
-
-void moat_guard_shmem_reset(struct moat_session *s)
-{
 	moat_vu_shmem_doubt(&s->shmem.table);
+	answer_backend(s, EINTR);
 }
 
 void moat_guard_shmem_timers(struct moat_session *s, uint64_t now)

@@ -77,9 +77,6 @@ void moat_guard_shmem_stop(struct moat_session *s);
 /** moat_guard_shmem_undo() - unmap what nobody knows of, once that is legal */
 void moat_guard_shmem_undo(struct moat_session *s);
 
-/** moat_guard_shmem_reset() - the device was reset */
-void moat_guard_shmem_reset(struct moat_session *s);
-
 /** moat_guard_shmem_hang_up() - the channel to the VMM ends */
 void moat_guard_shmem_hang_up(struct moat_session *s);
 

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "os/cutoff.h"
 #include "os/fd.h"
 #include "os/mem.h"
 
@@ -33,6 +34,7 @@ int moat_mem_map(int fd, uint64_t offset, uint64_t size, uint8_t **out)
 		return -errno;
 	/* Guest RAM has no place in a core file of this process. */
 	madvise(p, head + size, MADV_DONTDUMP);
+	moat_cutoff_watch(p, head + size);
 	*out = p + head;
 	return 0;
 }
@@ -41,8 +43,10 @@ void moat_mem_unmap(uint8_t *p, uint64_t size)
 {
 	uint64_t head = page_part((uintptr_t)p);
 
-	if (p)
-		munmap(p - head, head + size);
+	if (!p)
+		return;
+	moat_cutoff_forget(p - head, head + size);
+	munmap(p - head, head + size);
 }
 
 int moat_pool_mem_create(struct moat_pool_mem *pool, uint64_t size)

@@ -99,7 +99,16 @@ unsigned int moat_relay_submit(struct moat_relay *relay,
 			break;
 		}
 		if (!relay->chain.nread && !relay->chain.nwrite) {
-			/* Nothing but zero-length buffers: nothing to do. */
+			/*
+			 * Nothing but zero-length buffers: nothing to do. But
+			 * a stop could not put those before it back into the
+			 * ring any more: it waits for them.
+			 */
+			if (q->drv.outstanding) {
+				q->starved = true;
+				q->stats.waits++;
+				break;
+			}
 			moat_devq_take(&q->dev, relay->chain.head);
 			moat_devq_push(&q->dev, relay->chain.head, 0);
 			empty = true;

@@ -52,7 +52,7 @@ struct moat_relay_queue {
 	struct moat_dma_queue dma;
 	struct moat_dma_req *reqs; /* [num], indexed by guest head */
 	bool enabled; /* may take new requests (SET_VRING_ENABLE) */
-	bool starved; /* the next request waits for room */
+	bool starved; /* the next request waits for others */
 	struct moat_relay_stats stats;
 };
 

@@ -86,8 +86,7 @@ int moat_vu_check_base(struct moat_log *log, uint32_t index, uint32_t base,
 {
 	if (packed || base <= UINT16_MAX)
 		return 0;
-	log_err(log,
-		"queue %u: base %u is no index of a split ring: refused",
+	log_err(log, "queue %u: base %u is no index of a split ring: refused",
 		index, base);
 	return -EINVAL;
 }

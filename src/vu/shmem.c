@@ -191,6 +191,20 @@ void moat_vu_shmem_doubt(struct moat_vu_shmem *s)
 		s->maps[i].doubtful = true;
 }
 
+bool moat_vu_shmem_unmapped(struct moat_vu_shmem *s, uint8_t shmid,
+			    uint64_t offset, uint64_t len, bool ok)
+{
+	const struct moat_vu_mapping *m =
+		moat_vu_shmem_find(s, shmid, offset, len);
+
+	if (ok || !m || m->doubtful) {
+		moat_vu_shmem_del(s, shmid, offset, len);
+		return true;
+	}
+	s->maps[m - s->maps].doubtful = true;
+	return false;
+}
+
 void moat_vu_shmem_clear(struct moat_vu_shmem *s)
 {
 	s->n = 0;

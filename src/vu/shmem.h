@@ -11,10 +11,11 @@
  * whole. The number of mappings is bounded: each costs the front-end an fd and
  * a mapping of its own.
  *
- * A reset of the device unmaps all; but a front-end may say "reset" when it
- * only stops the device for a while (QEMU does), and keep what is mapped. So
- * after a reset a mapping is in doubt: it is in nobody's way, may still be
- * unmapped, and is forgotten once something else takes its place.
+ * A reset of the device unmaps all, but front-ends need not tell of one: QEMU
+ * stops the queues, as it does when the whole machine pauses, and then all
+ * stays mapped. So once queues were stopped a mapping is in doubt: it is in
+ * nobody's way, may still be unmapped, and is forgotten when something else
+ * takes its place. The front-end has the last word, as always.
  */
 #ifndef MOAT_VU_SHMEM_H
 #define MOAT_VU_SHMEM_H
@@ -82,8 +83,18 @@ moat_vu_shmem_find(const struct moat_vu_shmem *shmem, uint8_t shmid,
 void moat_vu_shmem_del(struct moat_vu_shmem *shmem, uint8_t shmid,
 		       uint64_t offset, uint64_t len);
 
-/** moat_vu_shmem_doubt() - the device was reset: all mappings are in doubt */
+/** moat_vu_shmem_doubt() - queues were stopped: all mappings are in doubt */
 void moat_vu_shmem_doubt(struct moat_vu_shmem *shmem);
+
+/**
+ * moat_vu_shmem_unmapped() - the front-end was asked to unmap this
+ * @ok: it says that it did
+ *
+ * Return: whether it is certain that it is gone: one in doubt is. Else it is
+ * in doubt from now on.
+ */
+bool moat_vu_shmem_unmapped(struct moat_vu_shmem *shmem, uint8_t shmid,
+			    uint64_t offset, uint64_t len, bool ok);
 
 /** moat_vu_shmem_clear() - nothing is mapped any more; regions stay */
 void moat_vu_shmem_clear(struct moat_vu_shmem *shmem);

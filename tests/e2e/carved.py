@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pool that is part of a larger memfd, carved out by /dev/udmabuf.
 
-usage: carved.py direct|hybrid|unsealed
+usage: carved.py direct|hybrid|unsealed|shown
 
 Runs where there is a /dev/udmabuf, as test_all_udmabuf.py sees to: a driver
 with all of its RAM in one memfd, the guard, an unmodified qemu-storage-daemon.
@@ -18,7 +18,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE]
 sys.path.append(os.path.join(os.path.dirname(HERE), "hostile"))
 
+import test_shmem  # noqa: E402
 from arm64 import Pool  # noqa: E402
+from backend import Backend  # noqa: E402
 from backends import StorageDaemon, make_image  # noqa: E402
 from guard import Guard  # noqa: E402
 from guest import GuestRam, Vmm  # noqa: E402
@@ -145,5 +147,47 @@ def unsealed():
     machine("auto", body, sealed=False)
 
 
+def own_dmabuf(size):
+    """Memory of the backend's own, as a dma-buf."""
+    memory = os.memfd_create("own", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, size)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    with open("/dev/udmabuf", "r+b", buffering=0) as maker:
+        # UDMABUF_CREATE: memfd, flags, offset, size
+        return fcntl.ioctl(maker, 0x40187542,
+                           bytearray(struct.pack("=IIQQ", memory, 0, 0, size)))
+
+
+def shown():
+    """A dma-buf may be shown to the guest in a shared memory region, but not
+    the one that the guest's own pool is."""
+    with Workdir("/dev/shm") as work:
+        device = Backend(work / "b", protocol=test_shmem.SHMEM,
+                         shmem=test_shmem.REGIONS)
+        with Guard(work / "guard", work / "b", options=[
+                "--device=fs", "--share=direct", POOL.option]) as guard:
+            try:
+                vmm = Vmm.connect(guard.socket_path, ram=GuestRam([RAM]))
+                for fd in vmm.ram.fds:
+                    fcntl.fcntl(fd, fcntl.F_ADD_SEALS,
+                                fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                vmm.ram.next[0] = POOL.address - RAM.guest_address
+                vmm.setup()
+                pool, = device.session.mem
+                assert os.readlink(f"/proc/self/fd/{pool.fd}") \
+                    .startswith("/dmabuf:")
+                test_shmem.refused(vmm, device.session, fds=(pool.fd,))
+                guard.expect("its fd is guest RAM, or the pool")
+                fd = own_dmabuf(test_shmem.PAGE)
+                got, = test_shmem.do(vmm, device.session, test_shmem.MAP,
+                                     fds=(fd,))
+                assert os.path.sameopenfile(got, fd)
+                vmm.close()
+                device.close()
+            finally:
+                print(guard.log)
+
+
 if __name__ == "__main__":
-    {"direct": direct, "hybrid": hybrid, "unsealed": unsealed}[sys.argv[1]]()
+    {"direct": direct, "hybrid": hybrid, "unsealed": unsealed,
+     "shown": shown}[sys.argv[1]]()

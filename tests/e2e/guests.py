@@ -170,15 +170,16 @@ class Qemu(Guest):
                                             "memory-backend=mem0"]
 
     @staticmethod
-    def disk(socket_path, queues=1, reconnect=False):
+    def disk(socket_path, queues=1, reconnect=False, packed=False):
         again = ",reconnect=1" if reconnect else ""
         return ["-chardev", f"socket,id=c0,path={socket_path}{again}",
                 "-device", "vhost-user-blk-pci,chardev=c0,"
-                f"num-queues={queues}"]
+                f"num-queues={queues}{',packed=on' if packed else ''}"]
 
 
-def boot(vmm, socket_path, queues=1):
-    """A guest of the named kind with one vhost-user disk, /dev/vda."""
+def boot(vmm, socket_path, queues=1, packed=False):
+    """A guest of the named kind with one vhost-user disk, /dev/vda; user-mode
+    Linux takes packed rings wherever they are offered."""
     if vmm == "uml":
         return UserModeLinux([(socket_path, 2)])
-    return Qemu(Qemu.disk(socket_path, queues), cpus=queues)
+    return Qemu(Qemu.disk(socket_path, queues, packed=packed), cpus=queues)

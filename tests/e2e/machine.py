@@ -26,10 +26,12 @@ class Machine:
 
     def __init__(self, vmm, guarded=True, queues=1, size=256 * MIB,
                  options=(), fail_flush=False, boot=True, folder="/tmp",
-                 backend=None):
+                 backend=None, packed=False):
         """backend: what serves the disk, in place of qemu-storage-daemon; made
-        from a socket's path, an image and a number of queues."""
+        from a socket's path, an image and a number of queues. packed: QEMU is
+        to offer packed rings."""
         self.vmm = vmm
+        self.packed = packed
         self.queues = queues
         self.guest = self.guard = None
         with ExitStack() as stack:
@@ -51,7 +53,7 @@ class Machine:
 
     def boot(self):
         self.guest = self._stack.enter_context(
-            guests.boot(self.vmm, self.socket, self.queues))
+            guests.boot(self.vmm, self.socket, self.queues, self.packed))
         return self.guest
 
     def __enter__(self):

@@ -187,8 +187,9 @@ class Qemu11(Qemu):
         super().__init__(devices, memory, cpus, **kwargs)
 
     @staticmethod
-    def disk(socket_path, queues=1, options=""):
+    def disk(socket_path, queues=1, options="", reconnect=False):
         device = Qemu.disk(socket_path, queues)
+        device[1] += ",reconnect-ms=1000" if reconnect else ""
         device[-1] += options
         return device
 
@@ -241,14 +242,17 @@ ip link set lo up
 """
 
 
+# What starts this machine's programs there.
+IN_HOST = ("cd /; chroot /host /usr/bin/env -i TMPDIR=/dev/shm "
+           "PATH=/usr/bin:/usr/sbin:/bin:/sbin PYTHONDONTWRITEBYTECODE=1 "
+           f"MOAT_TEST_DEADLINE={DEADLINE / 2} MOAT_BUILD={build_dir()}")
+
+
 def inside(guest, script, *words):
     """Runs a script beside this file in a guest that has HOST_FILES, with this
     machine's programs; returns its output."""
     status, output = guest.run(
-        "cd /; chroot /host /usr/bin/env -i TMPDIR=/dev/shm "
-        "PATH=/usr/bin:/usr/sbin:/bin:/sbin PYTHONDONTWRITEBYTECODE=1 "
-        f"MOAT_TEST_DEADLINE={DEADLINE / 2} "
-        f"MOAT_BUILD={build_dir()} /usr/bin/python3 "
+        f"{IN_HOST} /usr/bin/python3 "
         f"{os.path.join(TOP, 'tests/e2e', script)} {' '.join(words)}",
         check=False)
     assert status == 0, output

@@ -122,7 +122,10 @@ def test_the_bench_of_moat_blk_measures_each_load_on_both_disks(work):
     assert done.returncode == 0, done.stdout + done.stderr
     with open(work / "out/blk.json", encoding="utf-8") as f:
         results = json.load(f)
-    assert set(results) == {"a file on RAM", "no file"}
+    assert set(results) == {f"{where}, {driver}"
+                            for where in ("a file on RAM", "no file")
+                            for driver in ("bench-blkdrv", "qemu-img")}
     for rows in results.values():
         assert {r["depth"] for r in rows} == {1, 8, 32, 64}
-        assert all(r["ratio"] > 0 and len(r["ratios"]) == 2 for r in rows)
+        assert all(r["ratio"] > 0 and len(r["ratios"]) == 2 and
+                   r["ours_cpu_us"] > 0 for r in rows)

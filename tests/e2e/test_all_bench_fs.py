@@ -94,6 +94,17 @@ def test_the_driver_lists_every_file(kind, work, folder):
         assert 3000 <= said["entries"] <= 3006
 
 
+def test_each_queue_of_moat_fs_has_a_thread_of_its_own(work, folder):
+    """So that what is urgent is never behind a slow request."""
+    tasks = []
+    for queues in (1, 4):
+        with share.Daemon("moat-fs", work / "fs.sock", folder,
+                          queues) as daemon:
+            tasks.append(sum(len(os.listdir(f"/proc/{pid}/task"))
+                             for pid in daemon.pids()))
+    assert tasks[1] == tasks[0] + 3
+
+
 def test_the_driver_says_what_it_can_not_do(work, folder):
     with share.Daemon("newer", work / "fs.sock", folder) as daemon:
         here = f"--socket={daemon.socket_path}"

@@ -2,7 +2,7 @@
 """QEMU 11.1 with Linux 6.12, a disk of qemu-storage-daemon behind it."""
 import pytest
 
-from backends import make_image
+from backends import MoatBlk, make_image
 from guard import Guard
 from peers import STORAGE_DAEMONS, Qemu11, check_well, front
 from procs import Workdir, run
@@ -101,6 +101,34 @@ def test_a_disk_works_with_device_options(options):
             guest.run(MAKE)
             assert guest.run(CHECK).splitlines()[-1] == "200"
             guest.poweroff()
+
+
+@BOTH
+@pytest.mark.parametrize("queues", [1, 4])
+def test_moat_blk_serves_packed_rings(queues, guarded):
+    with Workdir() as work:
+        image = make_image(work / "disk", IMAGE)
+        with MoatBlk(work / "disk.sock", image, queues,
+                     ["--log-level=debug"]) as backend, \
+                front(guarded, work, backend.socket_path) as socket_path, \
+                Qemu11(Qemu11.disk(socket_path, queues, ",packed=on"),
+                       cpus=queues) as guest:
+            guest.run(MAKE)
+            guest.run("""
+mount -t ext4 /dev/vda /mnt
+for cpu in $(ls /sys/block/vda/mq); do
+	taskset $((1 << cpu)) dd if=/mnt/data of=/mnt/cpu$cpu bs=64k \\
+		oflag=direct 2>/dev/null &
+done
+wait
+for copy in /mnt/cpu*; do cmp /mnt/data $copy; done
+umount /mnt
+""")
+            assert guest.run(CHECK).splitlines()[-1] == "200"
+            guest.poweroff()
+            for queue in range(queues):
+                assert f"queue {queue}: started, packed" in backend.log
+            assert "error: " not in backend.log
 
 
 @BOTH

@@ -32,3 +32,7 @@ def test_buffers_in_a_carved_pool_pass_by_reference(guest):
 
 def test_of_ram_that_can_shrink_nothing_is_carved_and_auto_bounces(guest):
     inside(guest, "carved.py", "unsealed")
+
+
+def test_a_dma_buf_may_be_shown_to_the_guest_but_not_its_own_pool(guest):
+    inside(guest, "carved.py", "shown")

@@ -12,17 +12,21 @@ from procs import run, wait_until
 VMMS = ["uml", "qemu"]
 
 
-# The disk's backend, and whether the guard stands before it.
-DISKS = {"guarded": (None, True), "moat-blk": (MoatBlk, False),
-         "moat-blk-guarded": (MoatBlk, True)}
+# The disk's backend, whether the guard stands before it, and whether QEMU has
+# packed rings.
+DISKS = {"guarded": (None, True, False), "moat-blk": (MoatBlk, False, False),
+         "moat-blk-guarded": (MoatBlk, True, False),
+         "moat-blk-packed": (MoatBlk, False, True),
+         "moat-blk-packed-guarded": (MoatBlk, True, True)}
 
 
-@pytest.fixture(scope="module", params=[(v, d) for d in DISKS for v in VMMS],
+@pytest.fixture(scope="module", params=[(v, d) for d in DISKS for v in VMMS
+                                        if v == "qemu" or not DISKS[d][2]],
                 ids=lambda p: f"{p[0]}-{p[1]}")
 def machine(request):
     vmm, disk = request.param
-    backend, guarded = DISKS[disk]
-    with Machine(vmm, guarded, backend=backend) as m:
+    backend, guarded, packed = DISKS[disk]
+    with Machine(vmm, guarded, backend=backend, packed=packed) as m:
         yield m
         if guarded:
             assert "error: " not in m.guard.log, m.guard.log
@@ -115,8 +119,9 @@ def test_a_flush_reaches_the_disk_and_its_status_the_guest(machine):
 
 @pytest.mark.parametrize("disk", DISKS)
 def test_two_queues_carry_requests_where_the_driver_asks_for_them(disk):
-    backend, guarded = DISKS[disk]
-    with Machine("qemu", guarded, queues=2, backend=backend) as m:
+    backend, guarded, packed = DISKS[disk]
+    with Machine("qemu", guarded, queues=2, backend=backend,
+                 packed=packed) as m:
         wanted = m.fill(0, 16 * MIB)
         sums, counts = m.guest.run("""
             for cpu in 1 2; do

@@ -2,6 +2,8 @@
 """A guest does not notice that moat-blk was killed and started again."""
 import hashlib
 
+import pytest
+
 from backends import MoatBlk, make_image
 from guests import Qemu
 from machine import MIB
@@ -11,12 +13,13 @@ KILLS = 3
 LAPS = 400
 
 
-def test_a_guest_sees_no_error_and_loses_no_write_over_kills():
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_guest_sees_no_error_and_loses_no_write_over_kills(packed):
     with Workdir() as work:
         image = make_image(work / "disk", 64 * MIB)
         socket = work / "disk.sock"
         backend = MoatBlk(socket, image)
-        with Qemu(Qemu.disk(socket, reconnect=True)) as guest:
+        with Qemu(Qemu.disk(socket, reconnect=True, packed=packed)) as guest:
             try:
                 # Each lap is written past the guest's cache and read back.
                 job = guest.start(f"""

@@ -4,15 +4,17 @@
 What is written is in a cache that the disk loses with its power; fsync puts it
 on the medium.  Reads, writes and fsyncs can be made to fail.  It is served by a
 thread of the test itself, in FUSE's own protocol (linux/fuse.h), so that the
-test decides what happens when.  Needs /dev/fuse and the right to mount.
+test decides what happens when.  Needs /dev/fuse and the right to mount, or fusermount3.
 """
 import ctypes
 import errno
 import os
 import random
 import select
+import socket
 import stat
 import struct
+import subprocess
 import threading
 
 PAGE = 4096
@@ -31,10 +33,32 @@ ASYNC_DIO = 1 << 15
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(where, fd):
-    options = f"fd={fd},rootmode=40755,user_id={os.getuid()},group_id=0"
-    if libc.mount(b"cut", os.fsencode(where), b"fuse", 0, options.encode()):
-        raise OSError(ctypes.get_errno(), f"mount on {where}")
+def mount(where):
+    """Returns the file system's descriptor. Who may not mount has fusermount3
+    do it."""
+    if os.geteuid() == 0:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        options = f"fd={fd},rootmode=40755,user_id=0,group_id=0"
+        if libc.mount(b"cut", os.fsencode(where), b"fuse", 0,
+                      options.encode()):
+            raise OSError(ctypes.get_errno(), f"mount on {where}")
+        return fd
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        subprocess.run(["fusermount3", "--", where], check=True,
+                       pass_fds=[theirs.fileno()],
+                       env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())})
+        _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+    os.set_blocking(fd, False)
+    return fd
+
+
+def unmount(where):
+    if os.geteuid() == 0:
+        libc.umount2(os.fsencode(where), 2)
+    else:
+        subprocess.run(["fusermount3", "-u", "-q", "-z", "--", where],
+                       check=True)
 
 
 class CutFs:
@@ -77,7 +101,7 @@ class CutFs:
 
     def close(self):
         """Who still uses it gets errors."""
-        libc.umount2(os.fsencode(self.where), 2)
+        unmount(self.where)
         self.down = True
         os.eventfd_write(self.stop_fd, 1)
         self.thread.join()
@@ -86,10 +110,8 @@ class CutFs:
 
     def _mount(self):
         self.down = False
-        self.fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC
-                          | os.O_NONBLOCK)
+        self.fd = mount(self.where)
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        mount(self.where, self.fd)
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 

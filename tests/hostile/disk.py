@@ -17,7 +17,10 @@ IN, OUT, FLUSH, GET_ID, DISCARD, ZEROES = 0, 1, 4, 8, 11, 13
 class Disk:
     """moat-blk, a driver with two queues, and the file under it."""
 
-    def __init__(self, keep, folder, build, *options, under=(), ram=None):
+    def __init__(self, keep, folder, build, *options, under=(), ram=None,
+                 ring=0):
+        """@ring: the bit of packed rings, or 0 for split ones."""
+        self.features = OFFERABLE | BLK | ring
         self.data = bytearray(os.urandom(SECTORS * 512))
         self.image = self.make_image(folder)
         self.keep = keep
@@ -25,6 +28,7 @@ class Disk:
                             "--serial=moat-serial", *options, under=under))
         self.guard = self.blk  # what one_line() looks at
         self.vmm = self.connect(ram=ram)
+        assert not ring & ~self.vmm.features, "not offered"
 
     def make_image(self, folder):
         path = f"{folder}/disk"
@@ -32,8 +36,9 @@ class Disk:
             f.write(self.data)
         return path
 
-    def connect(self, features=OFFERABLE | BLK, ram=None):
-        vmm = self.keep(Vmm.connect(self.blk.path, features=features, ram=ram))
+    def connect(self, features=None, ram=None):
+        vmm = self.keep(Vmm.connect(
+            self.blk.path, features=features or self.features, ram=ram))
         return vmm.setup(queues=2)
 
     def post(self, queue, header, data=b"", room=0):

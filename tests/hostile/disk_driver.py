@@ -11,6 +11,7 @@ import random
 import struct
 
 from guest import OFFERABLE, Vmm
+from packed_ring import START
 from split_ring import WRITE
 from vhost_user import Protocol, Request, mask
 
@@ -45,10 +46,12 @@ class Flying:
 class Driver:
     """Keeps up to NUM/4 requests in flight, over any number of backends."""
 
-    def __init__(self, number, stable_writes=False):
-        """@stable_writes: what is acknowledged is stable without a flush."""
+    def __init__(self, number, stable_writes=False, ring=0):
+        """@stable_writes: what is acknowledged is stable without a flush.
+        @ring: the bit of packed rings, or 0 for split ones."""
         self.rng = random.Random(number)
         self.stable_writes = stable_writes
+        self.ring = ring
         self.versions = {b: [ZERO] for b in range(BLOCKS)}
         self.flying = {}    # head -> Flying
         self.done = dict.fromkeys(KINDS, 0)
@@ -62,7 +65,7 @@ class Driver:
         """To a backend; @again: the guest is as it was, and QEMU hands its
         in-flight records over.  Otherwise the guest starts as well."""
         old = self.vmm if again else None
-        fresh = Vmm.connect(path, features=OFFERABLE | 0xffffff,
+        fresh = Vmm.connect(path, features=OFFERABLE | 0xffffff | self.ring,
                             ram=old.ram if old else None)
         fresh.negotiate()
         assert fresh.offered_protocol & mask(Protocol.INFLIGHT_SHMFD)
@@ -80,8 +83,9 @@ class Driver:
             fresh.queues = [queue]
             old.queues = []
             old.close()
-            # What QEMU says of a backend that is gone: the used index.
-            queue.base = queue.ring.used_idx
+            # What QEMU says of a backend that is gone: the used index; where
+            # there is none, what it said at first.
+            queue.base = self.first_base if self.ring else queue.ring.used_idx
         else:
             queue = fresh.add_queue(num=NUM)
             self.buffers = [(fresh.ram.alloc(16),
@@ -95,6 +99,11 @@ class Driver:
         queue.start()
         fresh.driver_ok()
         queue.kick()
+
+    @property
+    def first_base(self):
+        """Where a new ring begins."""
+        return START | START << 16 if self.ring else 0
 
     def forget(self):
         """The guest is gone, with all that it had under way."""
@@ -115,7 +124,8 @@ class Driver:
         self.records, = msg.fds
         size, offset, queues, num, _ = INFLIGHT.unpack(msg.payload)
         assert (offset, queues, num) == (0, 1, NUM)
-        assert os.fstat(self.records).st_size >= size >= 16 + 16 * NUM
+        assert os.fstat(self.records).st_size >= size >= \
+            (32 + 32 * NUM if self.ring else 16 + 16 * NUM)
 
     # -- requests
 

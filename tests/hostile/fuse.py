@@ -19,8 +19,10 @@ from vhost_user import Region
 
 MIB = 1 << 20
 ROOT = 1
-LAYOUT = (Region(0x0000_0000, 16 * MIB, 0x7f31_4560_0000, 0),
-          Region(0x4000_0000, 1 * MIB, 0x7f31_4400_0000, 4096))
+# Rings are in the first, requests in the last; a hole is where guest.HOLE is.
+LAYOUT = (Region(0x0000_0000, 1 * MIB, 0x7f31_4560_0000, 0),
+          Region(0x0010_0000, 1 * MIB, 0x7f31_4500_0000, 0),
+          Region(0x1_0000_0000, 5 * MIB, 0x7f31_4400_0000, 4096))
 
 IN_HEADER = struct.Struct("<IIQQIIIHH")
 OUT_HEADER = struct.Struct("<IiQ")
@@ -34,8 +36,8 @@ DIRENT = struct.Struct("<QQII")
 LOCK = struct.Struct("<QQII")
 STATFS = struct.Struct("<QQQQQIIII24x")
 
-SLOT = 192 << 10  # of memory for one request and its reply
-SLOTS = 32
+SLOT = 160 << 10  # of memory for one request and its reply
+SLOTS = 30
 GAP = 64  # bytes around each segment that the device must not touch
 FILL = 0xee
 
@@ -259,7 +261,7 @@ class Fs:
         self.hiprio, *self.requests = self.vmm.queues
         self.slots = []
         for _ in range(SLOTS):
-            at = self.ram.alloc(SLOT, 4096)
+            at = self.ram.alloc(SLOT, 4096, bank=2)
             self.ram.device_may_write(at, SLOT)
             self.slots.append(at)
         self.done = {}  # (queue's index, head) -> used.len
@@ -271,8 +273,9 @@ class Fs:
             self.init_out = self.init(flags=flags)
 
     def close(self):
-        self.vmm.close()
-        self.vmm.ram.close()
+        if not self.vmm.closed:
+            self.vmm.close()
+            self.vmm.ram.close()
 
     # -- bytes in, bytes out
 

@@ -86,6 +86,7 @@ class GuestRam:
     def close(self):
         for bank in self.banks:
             bank.close()
+        self.banks = []
 
     @property
     def regions(self):

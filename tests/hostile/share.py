@@ -12,8 +12,8 @@ SECRET = b"MOAT-CANARY: never to be read through the share\n"
 
 def tree(path):
     """What every test finds in a shared folder."""
-    os.makedirs(f"{path}/dir/deep")
-    os.makedirs(f"{path}/many")
+    os.makedirs(f"{path}/dir/deep", exist_ok=True)
+    os.makedirs(f"{path}/many", exist_ok=True)
     for where, data in (("file", bytes(range(256)) * 40), ("empty", b""),
                         ("other", b"o" * 5000), ("dir/inner", b"inner")):
         with open(f"{path}/{where}", "wb") as f:

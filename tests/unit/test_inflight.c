@@ -132,6 +132,19 @@ static void test_a_queue_that_was_stopped_in_order_is_new(void **state)
 	assert_int_equal(w->q.used, 0);
 }
 
+static void test_a_batch_is_never_longer_than_its_queue(void **state)
+{
+	struct world *w = *state;
+
+	/* A broken queue gives back what it held and publishes nothing. */
+	for (uint16_t i = 0; i < 3 * NUM; i++) {
+		moat_inflight_take(&w->q, &w->dq, i % NUM);
+		moat_inflight_push(&w->q, i % NUM);
+	}
+	assert_int_equal(w->q.nbatch, NUM);
+	assert_int_equal(reopen(w), NUM);
+}
+
 static void test_queues_have_records_of_their_own(void **state)
 {
 	struct world *w = *state;
@@ -272,6 +285,7 @@ int main(void)
 		T(test_cut_after_publishing_the_batch_counts_as_done),
 		T(test_cut_after_the_end_of_a_batch_it_is_done_once),
 		T(test_a_queue_that_was_stopped_in_order_is_new),
+		T(test_a_batch_is_never_longer_than_its_queue),
 		T(test_queues_have_records_of_their_own),
 		T(test_nonsense_is_refused),
 		T(test_a_packed_record_of_any_bytes_is_refused_or_sound),

@@ -478,6 +478,48 @@ static void what_the_backend_never_took_is_served_after_a_restart(void **state)
 	finish(w);
 }
 
+/* Readable and writable buffers, all of zero length. */
+static void guest_post_empty(struct world *w, struct leg *l)
+{
+	uint32_t cookie = l->next_cookie % NUM;
+	struct guest_req *r = &l->req[cookie];
+	uint64_t at = l->base + (uint64_t)cookie * BUF;
+
+	*r = (struct guest_req){ .live = true, .nread = 1, .nwrite = 1 };
+	r->seg[0] = r->seg[1] = (struct moat_seg){ .addr = at };
+	memset(ram(w, at), 0, BUF);
+	moat_drvq_add(&l->guest, r->seg, 1, 1, l->next_cookie++ % NUM, NULL, 0);
+	moat_drvq_publish(&l->guest);
+}
+
+static void an_empty_request_costs_none_before_it_at_a_restart(void **state)
+{
+	struct world *w = make(state, 400, 8);
+	struct leg *l = &w->leg[0];
+	uint32_t lost, base;
+
+	for (uint32_t i = 0; i < 7; i++) {
+		if (i == 4)
+			guest_post_empty(w, l);
+		else
+			assert_true(guest_post(w, l, 3000, 1));
+	}
+	moat_relay_submit(&w->relay, &l->q, 100);
+	assert_int_equal(l->q.drv.outstanding, 4);
+	guest_reap(w, l);
+	assert_int_equal(l->done, 0);
+	base = moat_relay_stop(&w->relay, &l->q,
+			       base_at(w->packed.back, 0, 0, 1), &lost);
+	assert_int_equal(lost, 0);
+	assert_int_equal(base, base_at(w->packed.front, 0, 0, 2));
+	moat_dma_free_coherent(&w->relay.dma, &l->ring_run);
+	start(w, l, 8, base);
+	while (l->guest.outstanding)
+		step(w, l);
+	assert_int_equal(l->done, 7);
+	finish(w);
+}
+
 static void a_lying_backend_brings_no_finished_request_back(void **state)
 {
 	/* 8 posted, the first is still out, the others were finished. */
@@ -538,6 +580,7 @@ int main(void)
 		EACH(a_disabled_queue_does_not_keep_others_waiting),
 		EACH(the_budget_bounds_a_call_and_more_says_so),
 		EACH(what_the_backend_never_took_is_served_after_a_restart),
+		EACH(an_empty_request_costs_none_before_it_at_a_restart),
 		EACH(a_lying_backend_brings_no_finished_request_back),
 		EACH(a_base_that_nobody_could_have_caused_says_nothing),
 		cmocka_unit_test(a_fault_breaks_its_queue_and_no_other),

@@ -14,8 +14,8 @@
 
 #include "dev/blk/buffers.h"
 
-#define CHUNK_MAX (UINT64_C(1) << 30) /* what the kernel takes as one buffer \
-				       */
+/* What the kernel takes as one buffer. */
+#define CHUNK_MAX (UINT64_C(1) << 30)
 
 int blk_buffers_open(struct blk_buffers *b, struct io_uring *ring)
 {

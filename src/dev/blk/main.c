@@ -2,7 +2,6 @@
 /*
  * moat-blk: a disk for virtual machines, as a process of its own.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,36 +55,6 @@ struct args {
 	bool buffers;
 };
 
-static uint64_t size(const char *arg, struct argp_state *state)
-{
-	unsigned int shift = 0;
-	char *end;
-	uint64_t n;
-
-	errno = 0;
-	n = strtoull(arg, &end, 10);
-	if (*end && strchr("KMG", *end) && !end[1])
-		shift = *end == 'K' ? 10 : *end == 'M' ? 20 : 30;
-	else if (*end)
-		end = (char *)arg;
-	if (errno || end == arg || arg[0] == '-' || !n ||
-	    n > UINT64_C(1) << 62 >> shift)
-		argp_error(state, "--null=%s: a size is needed, with K, M or G",
-			   arg);
-	return n << shift;
-}
-
-static int word(const char *arg, const char *const *names, const char *name,
-		struct argp_state *state)
-{
-	for (int i = 0; names[i]; i++)
-		if (!strcmp(arg, names[i]))
-			return i;
-	argp_error(state, "--%s=%s: see --help for the words it takes", name,
-		   arg);
-	return 0;
-}
-
 static void check(const struct args *a, struct argp_state *state)
 {
 	if (a->config.print_capabilities)
@@ -98,9 +67,10 @@ static void check(const struct args *a, struct argp_state *state)
 static void parse_block(const char *arg, struct args *a,
 			struct argp_state *state)
 {
-	unsigned long n = strtoul(arg, NULL, 10);
+	uint64_t n = moat_device_number(arg, "block-size", false, BLK_SECTOR,
+					4096, state);
 
-	if (n < BLK_SECTOR || n > 4096 || n & (n - 1))
+	if (n & (n - 1))
 		argp_error(state, "--block-size=%s: 512, 1024, 2048 or 4096",
 			   arg);
 	a->blk.block_size = (uint32_t)n;
@@ -124,14 +94,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		a->blk.path = arg;
 		break;
 	case OPT_NULL:
-		a->blk.null_size = size(arg, state);
+		a->blk.null_size = moat_device_number(arg, "null", true, 1,
+						      UINT64_C(1) << 62, state);
 		break;
 	case OPT_READ_ONLY:
 		a->blk.read_only = true;
 		break;
 	case OPT_CACHE:
-		a->blk.cache =
-			(enum blk_cache)word(arg, caches, "cache", state);
+		a->blk.cache = (enum blk_cache)moat_device_word(arg, "cache",
+								caches, state);
 		break;
 	case OPT_SERIAL:
 		if (strlen(arg) > VIRTIO_BLK_ID_BYTES)
@@ -143,12 +114,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		parse_block(arg, a, state);
 		break;
 	case OPT_ENGINE:
-		engine = word(arg, engines, "engine", state);
+		engine = moat_device_word(arg, "engine", engines, state);
 		a->blk.async = engine == 1;
 		a->sync = engine == 2;
 		break;
 	case OPT_BUFFERS:
-		a->buffers = word(arg, off_on, "registered-buffers", state);
+		a->buffers = moat_device_word(arg, "registered-buffers", off_on,
+					      state);
 		break;
 	case ARGP_KEY_END:
 		check(a, state);
@@ -258,6 +230,8 @@ int main(int argc, char **argv)
 	disk.log = a.config.log;
 	ret = blk_disk_open(&disk, &a.blk);
 	disk.in_memory |= a.sync;
+	/* What is done at once is done in order. */
+	a.config.in_order = disk.in_memory;
 	disk.register_buffers = a.buffers && !disk.in_memory;
 	if (disk.register_buffers) {
 		a.config.syscalls = with_buffers;

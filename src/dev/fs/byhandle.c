@@ -41,6 +41,22 @@ static int mount_of(struct fs *fs, int fd, const struct statx *sx)
 	return ret;
 }
 
+/* Is the next node to do without a descriptor? */
+static bool wanted(struct fs *fs)
+{
+	switch (fs->opt->handles) {
+	case FS_HANDLES_NEVER:
+		return false;
+	case FS_HANDLES_MANDATORY:
+		return true;
+	case FS_HANDLES_PREFER:
+		break;
+	}
+	/* Half of the descriptors are for nodes, half for open files. */
+	return __atomic_load_n(&fs->fd_nodes, __ATOMIC_RELAXED) >=
+	       fs->opt->files / 2;
+}
+
 struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
 				      const struct statx *sx)
 {
@@ -48,10 +64,15 @@ struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
 		struct file_handle h;
 		char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
 	} u = { .h.handle_bytes = MAX_HANDLE_SZ };
-	int mount_fd = mount_of(fs, fd, sx), id;
 	struct fs_by_handle *by;
+	int mount_fd, id;
 
-	if (mount_fd < 0 || name_to_handle_at(fd, "", &u.h, &id, AT_EMPTY_PATH))
+	if (fs->opt->handles == FS_HANDLES_NEVER)
+		return NULL;
+	/* Of a directory in any case: files of its mount may follow. */
+	mount_fd = mount_of(fs, fd, sx);
+	if (mount_fd < 0 || !wanted(fs) ||
+	    name_to_handle_at(fd, "", &u.h, &id, AT_EMPTY_PATH))
 		return NULL;
 	by = malloc(sizeof(*by) + u.h.handle_bytes);
 	if (!by)
@@ -67,19 +88,4 @@ int fs_by_handle_open(struct fs_by_handle *by)
 				   O_PATH | O_NOFOLLOW | O_CLOEXEC);
 
 	return fd < 0 ? -errno : fd;
-}
-
-bool fs_by_handle_wanted(struct fs *fs)
-{
-	switch (fs->opt->handles) {
-	case FS_HANDLES_NEVER:
-		return false;
-	case FS_HANDLES_MANDATORY:
-		return true;
-	case FS_HANDLES_PREFER:
-		break;
-	}
-	/* Half of the descriptors are for nodes, half for open files. */
-	return __atomic_load_n(&fs->fd_nodes, __ATOMIC_RELAXED) >=
-	       fs->opt->files / 2;
 }

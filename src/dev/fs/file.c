@@ -72,13 +72,19 @@ static int reply_open(struct fs_req *r, struct fs_node *node, int fd, int flags)
 static int open_node(struct fs_req *r, struct fs_node *node, int flags,
 		     bool kill)
 {
+	int fd;
+
 	if (node->type != S_IFREG)
 		return node->type == S_IFDIR ? -EISDIR : -EINVAL;
 	if (r->fs->opt->read_only && writes(flags))
 		return -EROFS;
-	if (flags & O_TRUNC)
-		fs_fsetid(r, !kill);
-	return fs_node_open(r->fs, node, flags);
+	if (!(flags & O_TRUNC))
+		return fs_node_open(r->fs, node, flags);
+	fs_fsetid(r, !kill);
+	fs_dax_sync(r->fs, node);
+	fd = fs_node_open(r->fs, node, flags);
+	fs_dax_sync(r->fs, node);
+	return fd;
 }
 
 int fs_op_open(struct fs_req *r)

@@ -423,9 +423,8 @@ const char *fs_fd_name(int fd, char buf[16]);
 
 /* ---- byhandle ---- */
 
-/** fs_by_handle_wanted() - is the next node to do without a descriptor? */
-bool fs_by_handle_wanted(struct fs *fs);
-/** fs_by_handle_new() - of the file at @fd; NULL if it can not be had */
+/** fs_by_handle_new() - of the file at @fd; NULL if it is to have a descriptor
+ */
 struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
 				      const struct statx *sx);
 /** fs_by_handle_open() - an O_PATH fd, or a negative errno */

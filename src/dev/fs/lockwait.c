@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -26,7 +27,11 @@ struct fs_waiter {
 	int error; /* not 0: it gives up */
 };
 
+#define EARLY 32u /* interrupts that came before what they are for */
+
 struct fs_lockers {
+	uint64_t early[EARLY]; /* their requests; 0: none */
+	uint32_t next_early;
 	struct fs *fs;
 	pthread_t thread;
 	pthread_mutex_t lock;
@@ -50,6 +55,17 @@ void fs_lock_try_again(struct fs *fs)
 	pthread_mutex_unlock(&w->lock);
 }
 
+/* The high-priority queue is another's thread: it may be faster. */
+static bool was_interrupted(struct fs_lockers *w, uint64_t unique)
+{
+	for (uint32_t i = 0; i < EARLY; i++)
+		if (unique && w->early[i] == unique) {
+			w->early[i] = 0;
+			return true;
+		}
+	return false;
+}
+
 int fs_lock_wait(struct fs_req *r, struct fs_node *node, const struct fs_ask *a)
 {
 	struct fs_lockers *w = r->fs->lockers;
@@ -63,6 +79,8 @@ int fs_lock_wait(struct fs_req *r, struct fs_node *node, const struct fs_ask *a)
 	fs_node_hold(node);
 	*p = (struct fs_waiter){ NULL, r, node, *a, 0 };
 	pthread_mutex_lock(&w->lock);
+	if (was_interrupted(w, r->in.unique))
+		p->error = -EINTR;
 	*w->last = p;
 	w->last = &p->next;
 	/* What we tried may have been unlocked since. */
@@ -76,6 +94,7 @@ int fs_lock_wait(struct fs_req *r, struct fs_node *node, const struct fs_ask *a)
 static void give_up(struct fs *fs, bool all, uint64_t unique, int error)
 {
 	struct fs_lockers *w = fs->lockers;
+	bool any = false;
 
 	if (!w)
 		return;
@@ -84,8 +103,12 @@ static void give_up(struct fs *fs, bool all, uint64_t unique, int error)
 		if (!all && p->req->in.unique != unique)
 			continue;
 		p->error = error;
-		w->again = true;
+		any = w->again = true;
 	}
+	if (all)
+		memset(w->early, 0, sizeof(w->early));
+	else if (!any)
+		w->early[w->next_early++ % EARLY] = unique;
 	if (w->again)
 		pthread_cond_signal(&w->wake);
 	pthread_mutex_unlock(&w->lock);

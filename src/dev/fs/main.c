@@ -35,6 +35,7 @@
 
 /* Of the device's queues: the one that never waits. */
 #define HIPRIO 1u
+#define DESCRIPTORS_AHEAD 65536u
 
 static uint64_t features(void *dev)
 {
@@ -83,12 +84,28 @@ static bool in_memory(int fd)
 	return !fstatfs(fd, &s) && s.f_type == TMPFS_MAGIC;
 }
 
+/*
+ * The kernel makes the table of descriptors larger by stages, and where there
+ * are threads each stage stops the one that needs it for milliseconds. So it is
+ * made large before there are any.
+ */
+static void widen_descriptors(const struct fs *fs, int fd)
+{
+	uint64_t want = fs->opt->files < DESCRIPTORS_AHEAD ? fs->opt->files
+							   : DESCRIPTORS_AHEAD;
+	int last = fcntl(fd, F_DUPFD_CLOEXEC, (int)want - 1);
+
+	if (last >= 0)
+		close(last);
+}
+
 static int entered(void *dev, int root_fd, int proc_fd)
 {
 	struct fs *fs = dev;
 	uint64_t max = fs->opt->files;
 	int ret;
 
+	widen_descriptors(fs, root_fd);
 	fs->root_fd = root_fd;
 	fs->proc_fd = proc_fd;
 	fs->in_memory = in_memory(root_fd);
@@ -242,6 +259,7 @@ int main(int argc, char **argv)
 		return 1;
 	ret = fs_options_parse(&a, argc, argv);
 	if (ret || a.config.print_capabilities) {
+		fs_compat_free(&a.compat);
 		free(a.config.log);
 		return ret;
 	}
@@ -255,8 +273,6 @@ int main(int argc, char **argv)
 	}
 	a.config.files = (uint32_t)a.fs.files;
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
-	if (!a.config.threads || a.config.threads > a.config.num_queues)
-		a.config.threads = a.config.num_queues;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
 	if (a.fs.dax_window)
 		a.config.heap = DAX_HEAP;
@@ -267,6 +283,7 @@ int main(int argc, char **argv)
 	fs_nodes_fini(&fs);
 	fs_table_fini(&fs.handles);
 	fs_xattrmap_free(a.fs.xattr_rules);
+	fs_compat_free(&a.compat);
 	free(a.config.log);
 	return ret;
 }

@@ -13,6 +13,9 @@
 
 #include "dev/fs/fs.h"
 
+/* Files that a guest may know where most of them take no descriptor. */
+#define NODES_BY_HANDLE 1000000u
+
 static dev_t dev_of(const struct statx *sx)
 {
 	return (dev_t)sx->stx_dev_major << 32 | sx->stx_dev_minor;
@@ -107,9 +110,7 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 			say_full(fs);
 			return -ENFILE;
 		}
-		n->by_handle = fs_by_handle_wanted(fs)
-				       ? fs_by_handle_new(fs, fd, sx)
-				       : NULL;
+		n->by_handle = fs_by_handle_new(fs, fd, sx);
 		n->pins = 0;
 		n->fd = n->by_handle ? -1 : fd;
 		n->ino = sx->stx_ino;
@@ -274,7 +275,8 @@ void fs_nodes_forget_all(struct fs *fs)
 int fs_nodes_init(struct fs *fs)
 {
 	struct statx sx;
-	uint64_t max = fs->opt->files;
+	uint64_t max = fs->opt->handles == FS_HANDLES_NEVER ? fs->opt->files
+							    : NODES_BY_HANDLE;
 	int ret = fs_table_init(&fs->nodes, sizeof(struct fs_node),
 				max < UINT32_MAX ? (uint32_t)max : UINT32_MAX);
 

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +26,9 @@ enum {
 	OPT_SUBMOUNTS,
 	OPT_NO_SUBMOUNTS,
 	OPT_LOCK,
+	OPT_NO_LOCK,
 	OPT_FLOCK,
+	OPT_NO_FLOCK,
 	OPT_DIRECT,
 	OPT_NO_PLUS,
 	OPT_UIDS,
@@ -78,6 +79,8 @@ static const struct argp_option options[] = {
 	{ "posix-lock", OPT_LOCK, 0, 0,
 	  "the guest's fcntl() locks are seen by others on the host", 0 },
 	{ "flock", OPT_FLOCK, 0, 0, "so are those of flock()", 0 },
+	{ "no-posix-lock", OPT_NO_LOCK, 0, OPTION_HIDDEN, 0, 0 },
+	{ "no-flock", OPT_NO_FLOCK, 0, OPTION_HIDDEN, 0, 0 },
 	{ "translate-uid", OPT_UIDS, "RULE", 0,
 	  "map|guest|host|squash-guest|squash-host|forbid-guest:BASE:"
 	  "TO:COUNT, as virtiofsd has it; may be repeated",
@@ -101,26 +104,6 @@ static const struct argp_option options[] = {
 	  0 },
 	{ 0 },
 };
-
-static uint64_t number(const char *arg, uint64_t min, uint64_t max,
-		       const char *name, bool sized, struct argp_state *state)
-{
-	unsigned int shift = 0;
-	char *end;
-	uint64_t n;
-
-	errno = 0;
-	n = strtoull(arg, &end, 10);
-	if (sized && *end && strchr("KMG", *end) && !end[1])
-		shift = *end == 'K' ? 10 : *end == 'M' ? 20 : 30;
-	else if (*end)
-		end = (char *)arg;
-	if (errno || end == arg || arg[0] == '-' || n > max >> shift ||
-	    n << shift < min)
-		argp_error(state, "--%s=%s: %llu to %llu is needed", name, arg,
-			   (unsigned long long)min, (unsigned long long)max);
-	return n << shift;
-}
 
 static void parse_cache(const char *arg, struct fs_options *o,
 			struct argp_state *state)
@@ -225,20 +208,21 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 		break;
 	case OPT_REQUEST_QUEUES:
 		o->num_request_queues =
-			(uint32_t)number(arg, 1, FS_QUEUES_MAX,
-					 "num-request-queues", false, state);
+			(uint32_t)moat_device_number(arg, "num-request-queues",
+						     false, 1, FS_QUEUES_MAX,
+						     state);
 		break;
 	case OPT_POOL:
-		o->threads = (uint32_t)number(arg, 0, THREADS_MAX,
-					      "thread-pool-size", false, state);
+		o->threads = (uint32_t)moat_device_number(
+			arg, "thread-pool-size", false, 0, THREADS_MAX, state);
 		break;
 	case OPT_FILES:
-		o->files = number(arg, 64, UINT32_MAX / 2, "rlimit-nofile",
-				  false, state);
+		o->files = moat_device_number(arg, "rlimit-nofile", false, 64,
+					      UINT32_MAX / 2, state);
 		break;
 	case OPT_DAX:
-		o->dax_window = number(arg, PAGE, FS_WINDOW_MAX, "dax-window",
-				       true, state);
+		o->dax_window = moat_device_number(arg, "dax-window", true,
+						   PAGE, FS_WINDOW_MAX, state);
 		break;
 	case OPT_HANDLES:
 		parse_handles(arg, o, state);
@@ -291,6 +275,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_FLOCK:
 		o->flock = true;
 		break;
+	case OPT_NO_LOCK:
+		o->posix_lock = false;
+		break;
+	case OPT_NO_FLOCK:
+		o->flock = false;
+		break;
 	case ARGP_KEY_END:
 		check(a, state);
 		break;
@@ -303,7 +293,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 /* The vhost-user specification, "Backend program conventions". */
 static void print_capabilities(void)
 {
-	puts("{\n  \"type\": \"fs\",\n  \"features\": []\n}");
+	puts("{\n  \"type\": \"fs\",\n"
+	     "  \"features\": [ \"separate-options\" ]\n}");
 }
 
 int fs_options_parse(struct fs_args *a, int argc, char **argv)
@@ -325,7 +316,8 @@ int fs_options_parse(struct fs_args *a, int argc, char **argv)
 	a->fs.submounts = a->fs.readdirplus = true;
 	a->fs.threads = THREADS_DEFAULT;
 	a->fs.files = FILES_DEFAULT;
-	if (argp_parse(&argp, argc, argv, 0, NULL, a))
+	if (fs_compat_args(&a->compat, argc, argv) ||
+	    argp_parse(&argp, a->compat.argc, a->compat.argv, 0, NULL, a))
 		return 2;
 	if (a->config.print_capabilities)
 		print_capabilities();

@@ -7,9 +7,24 @@
 
 #include "dev/fs/fs.h"
 
+/** struct fs_compat - a command line; @made: what of it was made here */
+struct fs_compat {
+	char **argv, **made;
+	int argc, nmade;
+};
+
+/**
+ * fs_compat_args() - the command line, with virtiofsd's older way put in ours
+ *
+ * Return: 0, or -ENOMEM. Option values point into it until fs_compat_free().
+ */
+int fs_compat_args(struct fs_compat *c, int argc, char **argv);
+void fs_compat_free(struct fs_compat *c);
+
 struct fs_args {
 	struct moat_device_config config;
 	struct fs_options fs;
+	struct fs_compat compat; /* what the options point into */
 };
 
 /**

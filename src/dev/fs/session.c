@@ -120,6 +120,7 @@ void fs_assume_session(struct fs *fs)
 void fs_end_session(struct fs *fs)
 {
 	__atomic_store_n(&fs->inited, false, __ATOMIC_RELEASE);
+	fs_lock_hurry(fs);
 	fs_dax_clear(fs);
 	fs_handles_close_all(fs);
 	fs_nodes_forget_all(fs);

@@ -50,6 +50,7 @@ struct moat_queue {
 
 	/* running: the worker's */
 	bool running, serving, said_broken;
+	bool call_blocks; /* nobody can be called on it */
 	struct moat_devq devq;
 	struct moat_source kick;
 	struct moat_inflight_queue inflight;
@@ -80,10 +81,13 @@ struct moat_device {
 	bool config_changed; /* not told yet */
 	bool over;	     /* the session is */
 	int end;	     /* why: 0 or a negative errno */
+	uint64_t pages_lost; /* of os/cutoff.h, as far as it was said */
 
-	/* a queue broke; written by workers, with an eventfd to wake us */
-	bool broken;
-	struct moat_source broken_src;
+	/* written by workers, with an eventfd to wake us */
+	bool broken;  /* a queue broke */
+	bool watched; /* moat_workers_watch() is called while workers signal */
+	struct moat_source wake_src;
+	uint64_t watch_at_ns;
 };
 
 /** moat_session_begin() - serve the VMM on @fd, which is ours from now on */

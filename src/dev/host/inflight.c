@@ -195,7 +195,8 @@ void moat_inflight_take(struct moat_inflight_queue *q,
 
 void moat_inflight_push(struct moat_inflight_queue *q, uint16_t head)
 {
-	if (q->record)
+	/* A queue that broke publishes no more. */
+	if (q->record && q->nbatch < q->num)
 		q->batch[q->nbatch++] = q->packed ? q->entry[head] : head;
 }
 

@@ -6,6 +6,7 @@
 
 #include <moat/device.h>
 
+#include "os/arg.h"
 #include "os/log.h"
 #include "vu/proto.h"
 
@@ -19,6 +20,7 @@ enum {
 	OPT_THREADS,
 	OPT_POLL,
 	OPT_ONCE,
+	OPT_RESET,
 	OPT_SANDBOX,
 	OPT_LOG,
 	OPT_CAPS,
@@ -36,6 +38,10 @@ static const struct argp_option options[] = {
 	{ "poll-us", OPT_POLL, "N", 0,
 	  "look for work for up to N microseconds before sleeping (32)", 0 },
 	{ "once", OPT_ONCE, 0, 0, "end when the first VMM has left", 0 },
+	{ "ring-reset", OPT_RESET, 0, 0,
+	  "offer the reset of single queues: only for a VMM that passes it on "
+	  "(QEMU 11.1 resets a disk's queue and tells no backend)",
+	  0 },
 	{ "sandbox", OPT_SANDBOX, "LEVEL", 0,
 	  "strict (default): namespaces, Landlock, limits, and what seccomp "
 	  "does; seccomp: no capabilities, few system calls; none",
@@ -63,22 +69,26 @@ int moat_device_defaults(struct moat_device_config *c)
 	return 0;
 }
 
+uint64_t moat_device_number(const char *arg, const char *name, bool size,
+			    uint64_t min, uint64_t max,
+			    struct argp_state *state)
+{
+	uint64_t n = min;
+
+	if (moat_arg_number(arg, size, min, max, &n))
+		argp_error(state, "--%s=%s: %llu to %llu is needed", name, arg,
+			   (unsigned long long)min, (unsigned long long)max);
+	return n;
+}
+
 static uint32_t number(const char *arg, uint32_t min, uint32_t max,
 		       const char *name, struct argp_state *state)
 {
-	char *end;
-	unsigned long n;
-
-	errno = 0;
-	n = strtoul(arg, &end, 10);
-	if (errno || end == arg || *end || arg[0] == '-' || n < min || n > max)
-		argp_error(state, "--%s=%s: %u to %u is needed", name, arg, min,
-			   max);
-	return (uint32_t)n;
+	return (uint32_t)moat_device_number(arg, name, false, min, max, state);
 }
 
-static int word(const char *arg, const char *const *names, const char *name,
-		struct argp_state *state)
+int moat_device_word(const char *arg, const char *name,
+		     const char *const *names, struct argp_state *state)
 {
 	for (int i = 0; names[i]; i++)
 		if (!strcmp(arg, names[i]))
@@ -102,8 +112,6 @@ static void check(struct moat_device_config *c, struct argp_state *state)
 				  "--fd=N is needed");
 	if (c->fd >= 0)
 		c->once = true;
-	if (!c->threads || c->threads > c->num_queues)
-		c->threads = c->num_queues;
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -135,17 +143,20 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_ONCE:
 		c->once = true;
 		break;
+	case OPT_RESET:
+		c->ring_reset = true;
+		break;
 	case OPT_SANDBOX:
 		/* Names that virtiofsd has for what is no less than strict. */
 		if (serves_files &&
 		    (!strcmp(arg, "namespace") || !strcmp(arg, "chroot")))
 			arg = (char *)"strict";
-		c->sandbox = (enum moat_sandbox_level)word(arg, sandboxes,
-							   "sandbox", state);
+		c->sandbox = (enum moat_sandbox_level)moat_device_word(
+			arg, "sandbox", sandboxes, state);
 		break;
 	case OPT_LOG:
-		c->log->level = (enum moat_log_level)word(arg, levels,
-							  "log-level", state);
+		c->log->level = (enum moat_log_level)moat_device_word(
+			arg, "log-level", levels, state);
 		break;
 	case OPT_CAPS:
 		c->print_capabilities = true;

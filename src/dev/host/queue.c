@@ -130,8 +130,20 @@ static void say_broken(struct moat_queue *q)
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
 	/* Who hears of it from the err eventfd finds it in the status. */
 	__atomic_store_n(&d->broken, true, __ATOMIC_RELEASE);
-	moat_eventfd_signal(q->err_fd);
-	moat_eventfd_signal(d->broken_src.fd);
+	moat_worker_signal(q->worker, q->err_fd);
+	moat_eventfd_signal(d->wake_src.fd);
+}
+
+/* The driver is waiting. An eventfd that blocks once is not tried again. */
+static void call(struct moat_queue *q)
+{
+	if (q->call_blocks || q->call_fd < 0 ||
+	    !moat_worker_signal(q->worker, q->call_fd))
+		return;
+	q->call_blocks = true;
+	if (!q->broken_why)
+		q->broken_why = "broken: its call eventfd is full and blocks; "
+				"the front-end has to make it non-blocking";
 }
 
 bool moat_queue_serve(struct moat_queue *q)
@@ -169,7 +181,7 @@ bool moat_queue_publish(struct moat_queue *q)
 		return true;
 	moat_inflight_publish(&q->inflight, q->devq.used_next);
 	if (moat_devq_publish(&q->devq))
-		moat_eventfd_signal(q->call_fd);
+		call(q);
 	moat_inflight_published(&q->inflight);
 	return true;
 }
@@ -339,7 +351,7 @@ static int start_on_worker(struct moat_queue *q, void *arg)
 		if (q->inflight.record)
 			init_ring(q, ring, base_of_records(q, n));
 		q->outstanding = q->npushed = 0;
-		q->said_broken = false;
+		q->said_broken = q->call_blocks = false;
 		q->broken_why = NULL;
 		n = resume(q, begun, n);
 	}
@@ -378,7 +390,8 @@ static int update_on_worker(struct moat_queue *q, void *arg)
 		moat_loop_watch(&q->worker->loop, &q->kick, true);
 	q->serving = q->enabled;
 	/* A call that went to the old fd may have been lost. */
-	moat_eventfd_signal(q->call_fd);
+	q->call_blocks = false;
+	call(q);
 	return 0;
 }
 
@@ -417,6 +430,11 @@ int moat_queue_start(struct moat_queue *q)
 	q->started = !ret;
 	if (!ret)
 		moat_host_shmem_running(q->device, true);
+	if (!ret)
+		log_debug(q->device->log,
+			  "queue %u: started, %s, size %u, base 0x%x%s",
+			  q->index, ring.packed ? "packed" : "split", q->num,
+			  q->base, q->enabled ? "" : ", disabled");
 	return ret;
 }
 
@@ -427,6 +445,8 @@ void moat_queue_stop(struct moat_queue *q)
 	moat_host_shmem_running(q->device, false);
 	moat_worker_call(q->worker, q, true, stop_on_worker, NULL);
 	q->started = false;
+	log_debug(q->device->log, "queue %u: stopped, base 0x%x", q->index,
+		  q->base);
 }
 
 void moat_queue_update(struct moat_queue *q)

@@ -15,6 +15,7 @@
 
 #include "dev/host/host.h"
 #include "dev/host/worker.h"
+#include "os/cutoff.h"
 #include "os/fd.h"
 #include "os/sandbox.h"
 #include "os/sock.h"
@@ -86,11 +87,15 @@ static int append(struct moat_syscall *list, uint32_t *n,
 
 static int forbid_syscalls(const struct moat_device_config *c)
 {
-	struct moat_syscall list[SYSCALLS_MAX + 1] = { { 0 } };
+	struct moat_syscall list[SYSCALLS_MAX + 2] = { { 0 } };
 	uint32_t n = 0;
 
 	if (append(list, &n, syscalls) || append(list, &n, c->syscalls))
 		return -E2BIG;
+	/* For moat_workers_watch(): threads of our own. */
+	list[n++] = (struct moat_syscall){ .name = "tgkill",
+					   .arg = 1,
+					   .value = (unsigned long)getpid() };
 	return moat_sandbox_syscalls(list);
 }
 
@@ -193,21 +198,30 @@ static int set_up(struct service *v, const sigset_t *signals)
 	v->signal_src = (struct moat_source){
 		signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK), on_signal, v
 	};
-	d->broken_src.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (v->signal_src.fd < 0 || d->broken_src.fd < 0)
+	ret = moat_workers_watch_init();
+	if (!ret)
+		ret = moat_cutoff_init();
+	if (ret)
+		return ret;
+	d->wake_src.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (v->signal_src.fd < 0 || d->wake_src.fd < 0)
 		return -errno;
 	ret = moat_loop_watch(&d->loop, &v->signal_src, false);
 	if (!ret)
-		ret = moat_loop_watch(&d->loop, &d->broken_src, true);
+		ret = moat_loop_watch(&d->loop, &d->wake_src, true);
 	return ret;
 }
 
 static int start_workers(struct moat_device *d)
 {
 	const struct moat_device_config *c = d->config;
-	uint32_t n = c->threads;
+	uint32_t n = c->threads && c->threads < c->num_queues ? c->threads
+							      : c->num_queues;
 	int ret = 0;
 
+	/* Only now: a device may set its queues when it knows its options. */
+	if (!n || n > c->num_queues)
+		n = c->num_queues;
 	d->queues = calloc(c->num_queues, sizeof(*d->queues));
 	d->workers = calloc(n, sizeof(struct moat_worker *));
 	if (!d->queues || !d->workers)
@@ -228,10 +242,24 @@ static int start_workers(struct moat_device *d)
 static void stop_workers(struct moat_device *d)
 {
 	for (uint32_t i = 0; d->workers && i < d->nworkers; i++)
-		if (d->workers[i])
+		if (d->workers[i]) {
 			moat_worker_stop(d->workers[i]);
+			d->workers[i] = NULL;
+		}
 	free(d->workers);
 	free(d->queues);
+}
+
+static void say_cut_off(struct moat_device *d)
+{
+	uint64_t pages = moat_cutoff_pages();
+
+	if (pages != d->pages_lost)
+		log_warn(d->log,
+			 "%llu pages of guest memory were cut off while they "
+			 "were in use: what was written there is lost",
+			 (unsigned long long)(pages - d->pages_lost));
+	d->pages_lost = pages;
 }
 
 /* 0 to go on, 1 to end well, a negative errno to end badly. */
@@ -253,8 +281,9 @@ static int one_vmm(struct service *v)
 	log_info(d->log, "a VMM has connected");
 	ret = moat_session_begin(d, moat_fd_take(&v->vmm_fd));
 	while (!ret && !v->stopping && !d->over)
-		moat_loop_wait(&d->loop, -1);
+		moat_loop_wait(&d->loop, moat_workers_watch(d));
 	moat_session_finish(d);
+	say_cut_off(d);
 	log_info(d->log, "the VMM has left");
 	if (v->stopping)
 		return 1;
@@ -321,7 +350,7 @@ static int run(struct service *v, const sigset_t *signals)
 	stop_workers(d);
 	moat_host_shmem_fini(d);
 	moat_fd_close(&v->signal_src.fd);
-	moat_fd_close(&d->broken_src.fd);
+	moat_fd_close(&d->wake_src.fd);
 	moat_loop_fini(&d->loop);
 	return ret < 0 ? 1 : 0;
 }
@@ -343,7 +372,7 @@ int moat_device_serve(const struct moat_device_config *c)
 	v->config = v->device.config = c;
 	v->device.log = c->log;
 	v->listen_fd = v->vmm_fd = v->signal_src.fd = -1;
-	v->device.loop.epfd = v->device.broken_src.fd = -1;
+	v->device.loop.epfd = v->device.wake_src.fd = -1;
 	v->device.shmem.channel.fd = v->device.shmem.wake_fd = -1;
 	v->dir = (struct moat_sandbox_dir){ c->shared_dir, -1, -1 };
 	block_signals(&signals);

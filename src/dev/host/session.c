@@ -72,7 +72,15 @@ static bool is_packed(const struct moat_device *d)
 
 static uint64_t offered(const struct moat_device *d)
 {
-	return RING_FEATURES | ops_of(d)->features(d->config->dev);
+	const struct moat_device_config *c = d->config;
+	uint64_t f = RING_FEATURES | c->ops->features(c->dev);
+
+	if (c->in_order)
+		f |= MOAT_BIT(VIRTIO_F_IN_ORDER);
+	/* A front-end that does not pass it on would leave us the old ring. */
+	if (c->ring_reset)
+		f |= MOAT_BIT(VIRTIO_F_RING_RESET);
+	return f;
 }
 
 static int op_get_features(void *dev, uint64_t *features)
@@ -126,7 +134,9 @@ static int op_reset(void *dev)
 	struct moat_device *d = dev;
 
 	stop_all(d);
-	moat_host_shmem_forget(d, true);
+	/* What rings come next are new. */
+	for (uint32_t i = 0; i < d->config->num_queues; i++)
+		moat_inflight_forget(&d->inflight, i);
 	d->status = 0;
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
@@ -494,7 +504,7 @@ static void on_message(void *arg, uint32_t events)
 	tell_config(d);
 }
 
-static void on_broken(void *arg, uint32_t events)
+static void on_wake(void *arg, uint32_t events)
 {
 	(void)events;
 	see_broken(arg);
@@ -509,8 +519,8 @@ int moat_session_begin(struct moat_device *d, int fd)
 	moat_vu_memory_init(&d->mem, d->log);
 	moat_inflight_init(&d->inflight);
 	d->server_src = (struct moat_source){ fd, on_message, d };
-	d->broken_src.ready = on_broken;
-	d->broken_src.arg = d;
+	d->wake_src.ready = on_wake;
+	d->wake_src.arg = d;
 	return moat_loop_watch(&d->loop, &d->server_src, false);
 }
 
@@ -535,7 +545,7 @@ void moat_session_finish(struct moat_device *d)
 	}
 	moat_vu_server_close(&d->server);
 	moat_host_shmem_channel(d, -1);
-	moat_host_shmem_forget(d, false);
+	moat_host_shmem_forget(d);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
 	if (ops_of(d)->left)

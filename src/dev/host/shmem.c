@@ -180,7 +180,6 @@ static int error_of(uint64_t status)
 static int conclude(struct moat_host_shmem *h, uint32_t request,
 		    const struct moat_vu_mmap *what, uint64_t status)
 {
-	const struct moat_vu_mapping *m;
 	int ret = error_of(status);
 
 	if (request == VHOST_USER_BACKEND_SHMEM_MAP) {
@@ -189,14 +188,10 @@ static int conclude(struct moat_host_shmem *h, uint32_t request,
 					  what->shm_offset, what->len);
 		return ret;
 	}
-	m = moat_vu_shmem_find(&h->table, what->shmid, what->shm_offset,
-			       what->len);
-	/* After a reset the front-end need not have it any more. */
-	if (ret && m && m->doubtful)
-		ret = 0;
-	if (!ret)
-		moat_vu_shmem_del(&h->table, what->shmid, what->shm_offset,
-				  what->len);
+	/* Of what is in doubt there need not be anything. */
+	if (moat_vu_shmem_unmapped(&h->table, what->shmid, what->shm_offset,
+				   what->len, !ret))
+		return 0;
 	return ret;
 }
 
@@ -351,21 +346,20 @@ void moat_host_shmem_running(struct moat_device *d, bool running)
 	pthread_mutex_lock(&h->lock);
 	h->negotiated = (d->server.protocol_features & needs) == needs;
 	h->running = running;
-	if (!running)
+	if (!running) {
+		moat_vu_shmem_doubt(&h->table);
 		moat_eventfd_signal(h->wake_fd);
+	}
 	pthread_mutex_unlock(&h->lock);
 }
 
-void moat_host_shmem_forget(struct moat_device *d, bool reset)
+void moat_host_shmem_forget(struct moat_device *d)
 {
 	struct moat_host_shmem *h = &d->shmem;
 
 	pthread_mutex_lock(&h->lock);
 	empty(h);
-	if (reset)
-		moat_vu_shmem_doubt(&h->table);
-	else
-		moat_vu_shmem_clear(&h->table);
+	moat_vu_shmem_clear(&h->table);
 	pthread_mutex_unlock(&h->lock);
 }
 

@@ -60,8 +60,8 @@ int moat_host_shmem_tell(struct moat_device *d, uint32_t request);
  */
 void moat_host_shmem_running(struct moat_device *d, bool running);
 
-/** moat_host_shmem_forget() - after @reset, or as the front-end has left */
-void moat_host_shmem_forget(struct moat_device *d, bool reset);
+/** moat_host_shmem_forget() - the front-end has left: nothing is mapped */
+void moat_host_shmem_forget(struct moat_device *d);
 
 /**
  * moat_host_shmem_pause() - the control thread is about to wait for a worker

@@ -9,8 +9,11 @@
 #include "dev/host/worker.h"
 #include "os/fd.h"
 
-#define LOOKS 32u	 /* before others may have the processor */
-#define HURRY_NS 5000000 /* a device is asked to hurry each so often */
+/* For an answer, between looks at the workers; and at the device, which is
+ * asked to hurry each so often. */
+#define WAIT_NS 250000000u
+#define HURRY_NS 5000000u
+#define LOOKS 32u /* before others may have the processor */
 
 /* The worker's queues are each nworkers-th of the device's. */
 #define for_each_queue(w, q)                                            \
@@ -57,27 +60,26 @@ static bool run_command(struct moat_worker *w)
 }
 
 /*
- * With the lock held. A request that waits without bound may be taken, or begin
- * to wait, after the device was asked to give such up: it is asked again.
+ * With the lock held. A worker may be asleep in a write, this one or another:
+ * they are watched meanwhile. And a request that waits without bound may be
+ * taken, or begin to wait, after the device was asked to give such up: it is
+ * asked again.
  */
 static void wait_for(struct moat_worker *w, const struct moat_command *c)
 {
 	const struct moat_device_config *config = w->device->config;
-	struct timespec at;
-	uint64_t ns;
+	bool hurry = c->quiet && config->ops->hurry;
 
-	if (!c->quiet || !config->ops->hurry) {
-		while (!c->done)
-			pthread_cond_wait(&w->answered, &w->lock);
-		return;
-	}
 	while (!c->done) {
-		ns = moat_now_ns() + HURRY_NS;
-		at.tv_sec = (time_t)(ns / 1000000000);
-		at.tv_nsec = (long)(ns % 1000000000);
-		if (!pthread_cond_clockwait(&w->answered, &w->lock,
-					    CLOCK_MONOTONIC, &at) ||
-		    c->done)
+		uint64_t end = moat_now_ns() + (hurry ? HURRY_NS : WAIT_NS);
+		struct timespec ts = {
+			.tv_sec = (time_t)(end / MOAT_NS_PER_SEC),
+			.tv_nsec = (long)(end % MOAT_NS_PER_SEC),
+		};
+
+		moat_workers_watch(w->device);
+		if (!pthread_cond_timedwait(&w->answered, &w->lock, &ts) ||
+		    c->done || !hurry)
 			continue;
 		pthread_mutex_unlock(&w->lock);
 		config->ops->hurry(config->dev);
@@ -232,6 +234,7 @@ int moat_worker_start(struct moat_device *d, uint32_t index,
 		      struct moat_worker **worker)
 {
 	struct moat_worker *w = calloc(1, sizeof(*w));
+	pthread_condattr_t monotonic;
 	int ret;
 
 	if (!w)
@@ -243,7 +246,10 @@ int moat_worker_start(struct moat_device *d, uint32_t index,
 	w->wake = (struct moat_source){ eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
 					on_event, w };
 	pthread_mutex_init(&w->lock, NULL);
-	pthread_cond_init(&w->answered, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&w->answered, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 	moat_window_init(&w->window, d->config->poll_us);
 	moat_memmap_init(&w->map, w->regions, MOAT_VU_MEMORY_MAX);
 	for_each_queue(w, q)

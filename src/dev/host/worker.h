@@ -41,6 +41,8 @@ struct moat_worker {
 	struct moat_memmap map;
 	struct moat_region regions[MOAT_VU_MEMORY_MAX];
 	struct moat_chain chain; /* scratch */
+	uint32_t calls;		 /* of moat_worker_signal(); odd while in one */
+	uint32_t calls_seen;	 /* by moat_workers_watch() */
 	/* between control and worker */
 	pthread_mutex_t lock;
 	pthread_cond_t answered;
@@ -62,6 +64,29 @@ void moat_worker_stop(struct moat_worker *w);
 /** moat_worker_call() - run a command there and wait; returns what it does */
 int moat_worker_call(struct moat_worker *w, struct moat_queue *q, bool quiet,
 		     int (*run)(struct moat_queue *q, void *arg), void *arg);
+
+/**
+ * moat_worker_signal() - signal an eventfd that a peer has, too
+ *
+ * O_NONBLOCK belongs to the open file, which the peer shares: it can take it
+ * off and fill the counter, and our write sleeps. The control thread watches
+ * over it and ends it with a signal: not by a timer of this thread, for a
+ * signal would end system calls of the device's as well.
+ *
+ * Return: 0, or -EINTR if it slept.
+ */
+int moat_worker_signal(struct moat_worker *w, int fd);
+
+/**
+ * moat_workers_watch() - end writes that sleep; the control thread's
+ *
+ * Return: milliseconds until it is due again, -1 if it is not until a worker
+ * wakes us.
+ */
+int moat_workers_watch(struct moat_device *d);
+
+/** moat_workers_watch_init() - before any worker starts; a negative errno */
+int moat_workers_watch_init(void);
 
 /**
  * moat_workers_adopt() - all use @mem from now on, and nothing else
