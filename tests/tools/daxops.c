@@ -52,12 +52,13 @@ static uint32_t crc(uint32_t c, const uint8_t *p, size_t len)
 {
 	static uint32_t table[256];
 
-	for (uint32_t i = 0; !table[1] && i < 256; i++)
-		for (uint32_t v = i, k = 0; k < 8; k++) {
+	for (uint32_t i = 0; !table[255] && i < 256; i++) {
+		uint32_t v = i;
+
+		for (int k = 0; k < 8; k++)
 			v = v >> 1 ^ (v & 1 ? 0xedb88320u : 0);
-			if (k == 7)
-				table[i] = v;
-		}
+		table[i] = v;
+	}
 	c = ~c;
 	while (len--)
 		c = c >> 8 ^ table[(c ^ *p++) & 0xff];

@@ -54,6 +54,8 @@ static void unmap_gone(struct moat_device *d, bool all)
 		moat_mem_unmap(m->gone[n].region.host, m->gone[n].region.size);
 		n++;
 	}
+	if (!n)
+		return;
 	m->ngone -= n;
 	memmove(m->gone, m->gone + n, m->ngone * sizeof(*m->gone));
 }
