@@ -146,6 +146,22 @@ static void call(struct moat_queue *q)
 				"the front-end has to make it non-blocking";
 }
 
+/* The next request is in the worker's scratch; memory is looked up in it. */
+static bool next_chain(struct moat_queue *q)
+{
+	struct moat_worker *w = q->worker;
+	int ret;
+
+	moat_worker_refresh(w);
+	ret = moat_devq_peek(&q->devq, &w->map, &w->chain);
+	/* It may be in memory that came after we had looked. */
+	if (ret < 0 && moat_worker_refresh(w)) {
+		memset(&q->devq.fault, 0, sizeof(q->devq.fault));
+		ret = moat_devq_peek(&q->devq, &w->map, &w->chain);
+	}
+	return ret > 0;
+}
+
 bool moat_queue_serve(struct moat_queue *q)
 {
 	struct moat_worker *w = q->worker;
@@ -153,7 +169,7 @@ bool moat_queue_serve(struct moat_queue *q)
 	uint32_t n;
 
 	for (n = 0; n < BUDGET && !is_broken(q); n++) {
-		if (moat_devq_peek(&q->devq, &w->map, &w->chain) <= 0)
+		if (!next_chain(q))
 			break;
 		if (!moat_inflight_room(&q->inflight, &q->devq))
 			moat_queue_publish(q);
@@ -422,7 +438,7 @@ int moat_queue_remap(struct moat_queue *q, struct moat_vu_memory *mem)
 int moat_queue_start(struct moat_queue *q)
 {
 	struct moat_vring ring;
-	int ret = find_ring(q, &q->device->mem, &ring);
+	int ret = find_ring(q, &q->device->mem.table, &ring);
 
 	if (!ret)
 		ret = moat_worker_call(q->worker, q, true, start_on_worker,
