@@ -9,7 +9,6 @@ import ctypes
 import errno
 import mmap
 import os
-import select
 import threading
 
 import vhost_user as vu
@@ -66,7 +65,7 @@ class Window:
     def _run(self):
         channel = self.vmm.channel
         while True:
-            ready = select.select([channel, self.stop], [], [])[0]
+            ready = vu.readable(channel, self.stop, timeout=None)
             if self.stop in ready:
                 return
             try:
