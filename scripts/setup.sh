@@ -31,7 +31,7 @@ for profile; do
 	test-all)
 		packages="$packages debian-archive-keyring util-linux mount
 			gcc-aarch64-linux-gnu make flex bison bc xz-utils
-			gnuplot-nox fio dmsetup"
+			gnuplot-nox fio dmsetup stress-ng git"
 		peers=yes
 		arm64=yes
 		;;

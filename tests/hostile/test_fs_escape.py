@@ -18,11 +18,10 @@ import time
 
 import pytest
 
-import fuse
 from fuse import ROOT, Op, fails, name
 from share import SECRET, Share
 
-RACE = 1.5  # seconds of each race
+RACE = 0.8  # seconds of each race
 
 # In a mount namespace of its own a test may mount; the daemon starts in it.
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "--propagation",

@@ -6,6 +6,7 @@ MOAT_FUZZ_SECONDS and MOAT_FUZZ_SEED choose others; a failure names its seed.
 """
 import os
 import random
+import shutil
 import struct
 import time
 
@@ -13,8 +14,8 @@ import pytest
 
 import fuse
 from fuse import IN_HEADER, ROOT, Op
-from share import Share, answered
-from test_evil_fuse_driver import Open, valid
+from fuse_requests import Open, valid
+from share import Share, answered, tree
 
 SECONDS = float(os.environ.get("MOAT_FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("MOAT_FUZZ_SEED", "1"))
@@ -136,15 +137,13 @@ def intact(share):
 
 
 def rebuild(share):
-    import share as kit
-    import shutil
     for name in os.listdir(share.dir.encode()):
         path = os.path.join(share.dir.encode(), name)
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    kit.tree(share.dir)
+    tree(share.dir)
 
 
 @pytest.mark.parametrize("seed", range(4))
