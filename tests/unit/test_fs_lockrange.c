@@ -147,14 +147,16 @@ static void check_conflict(struct world *w)
 	uint32_t a = below(w, CELLS), b = a + below(w, CELLS - a);
 	struct fs_range wanted = { low(a), high(b), F_RDLCK };
 	bool any = false, write = false;
+	uint32_t steps = 2 * CELLS;
 
 	for (uint32_t i = a; i <= b; i++) {
 		any |= w->cell[i] != F_UNLCK;
 		write |= w->cell[i] == F_WRLCK;
 	}
-	assert_int_equal(fs_ranges_conflict(&w->ranges, &wanted), write);
+	assert_int_equal(fs_ranges_conflict(&w->ranges, &wanted, &steps),
+			 write);
 	wanted.type = F_WRLCK;
-	assert_int_equal(fs_ranges_conflict(&w->ranges, &wanted), any);
+	assert_int_equal(fs_ranges_conflict(&w->ranges, &wanted, &steps), any);
 }
 
 static void one_change(struct world *w)
@@ -231,6 +233,22 @@ static void there_is_a_limit_for_all_together(void **state)
 	assert_int_equal(set(w, F_UNLCK, 13, 13), -ENOLCK);
 }
 
+static void a_search_ends(void **state)
+{
+	struct fs_range wanted = { 0, 1000000, F_RDLCK };
+	struct world *w = *state;
+	uint32_t steps = 100;
+
+	for (uint64_t i = 0; i < 1000; i++)
+		assert_int_equal(set(w, F_RDLCK, 2 * i, 2 * i), 0);
+	assert_int_equal(set(w, F_WRLCK, 2000, 2000), 0);
+	assert_false(fs_ranges_conflict(&w->ranges, &wanted, &steps));
+	assert_int_equal(steps, 0);
+	steps = 1001;
+	assert_true(fs_ranges_conflict(&w->ranges, &wanted, &steps));
+	assert_int_equal(steps, 0);
+}
+
 static void who_has_few_keeps_no_memory_of_many(void **state)
 {
 	struct world *w = *state;
@@ -254,6 +272,7 @@ int main(void)
 		TEST(they_are_what_bytes_and_the_kernel_say),
 		TEST(what_is_given_up_changes_nothing),
 		TEST(there_is_a_limit_for_all_together),
+		TEST(a_search_ends),
 		TEST(who_has_few_keeps_no_memory_of_many),
 	};
 

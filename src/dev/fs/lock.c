@@ -259,7 +259,7 @@ void fs_lock_blockers(struct fs_node *node, const struct fs_ask *a,
 	for (struct owner *o = l->owners; o && *steps && !enough; o = o->next) {
 		--*steps;
 		if (!o->flock && o->id != a->owner &&
-		    fs_ranges_conflict(&o->ranges, &wanted))
+		    fs_ranges_conflict(&o->ranges, &wanted, steps))
 			enough = found(arg, o->id);
 	}
 	pthread_mutex_unlock(&l->lock);

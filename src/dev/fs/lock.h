@@ -30,7 +30,7 @@ typedef bool fs_lock_found(void *arg, uint64_t owner);
 
 /**
  * fs_lock_blockers() - who has ranges that @a has to wait for
- * @steps: owners that may yet be looked at
+ * @steps: owners, and ranges of theirs, that may yet be looked at
  *
  * Not what the host has locked, and not flock(2)'s.
  */

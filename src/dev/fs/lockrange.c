@@ -147,11 +147,13 @@ void fs_ranges_clear(struct fs_ranges *r, uint32_t *total)
 }
 
 bool fs_ranges_conflict(const struct fs_ranges *r,
-			const struct fs_range *wanted)
+			const struct fs_range *wanted, uint32_t *steps)
 {
 	for (uint32_t i = first_to(r, wanted->start);
-	     i < r->n && r->at[i].start <= wanted->end; i++)
+	     i < r->n && *steps && r->at[i].start <= wanted->end; i++) {
+		--*steps;
 		if (wanted->type == F_WRLCK || r->at[i].type == F_WRLCK)
 			return true;
+	}
 	return false;
 }

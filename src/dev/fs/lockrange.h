@@ -55,8 +55,11 @@ void fs_ranges_abandon(const struct fs_range_plan *plan, uint32_t *total);
 /** fs_ranges_clear() - nothing is locked any more */
 void fs_ranges_clear(struct fs_ranges *r, uint32_t *total);
 
-/** fs_ranges_conflict() - would another owner have to wait for @wanted? */
+/**
+ * fs_ranges_conflict() - would another owner have to wait for @wanted?
+ * @steps: ranges that may yet be looked at; none is found beyond
+ */
 bool fs_ranges_conflict(const struct fs_ranges *r,
-			const struct fs_range *wanted);
+			const struct fs_range *wanted, uint32_t *steps);
 
 #endif

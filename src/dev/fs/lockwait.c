@@ -23,8 +23,8 @@
 
 #define RETRY_NS 20000000u
 /*
- * Owners and waiters that are looked at for one deadlock, or in one round of
- * tries: at some nanoseconds. What is not found within them is not found.
+ * Owners, ranges and waiters that are looked at for one deadlock, or in one
+ * round of tries, at some nanoseconds each. What takes more is not found.
  */
 #define STEPS 65536u
 
