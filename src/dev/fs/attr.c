@@ -127,6 +127,8 @@ static int set_owner(struct fs_req *r, const struct fs_node *node,
 		ret = fs_gid_to_host(r->fs, in->gid, &gid);
 	if (ret)
 		return ret;
+	/* The kernel clears the bits by itself, but for who may keep one. */
+	fs_fsetid(r, !r->in.uid);
 	return fchownat(node->fd, "", uid, gid,
 			AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW)
 		       ? -errno

@@ -188,6 +188,9 @@ int fs_op_fallocate(struct fs_req *r)
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;
+	/* Without a flag that asks for it: root keeps the bits, others do not.
+	 */
+	fs_fsetid(r, !r->in.uid);
 	fs_dax_sync(r->fs, h->node);
 	ret = fallocate(h->fd, (int)in->mode, (off_t)in->offset,
 			(off_t)in->length)
@@ -241,6 +244,7 @@ int fs_op_copy_file_range(struct fs_req *r)
 
 		fs_dax_sync(r->fs, a->node);
 		fs_dax_sync(r->fs, b->node);
+		fs_fsetid(r, !r->in.uid);
 		n = copy_file_range(a->fd, &from, b->fd, &to, len, 0);
 		if (n < 0)
 			n = -errno;

@@ -15,8 +15,8 @@
  *     name      from names to nodes: lookup, create, link, rename, remove
  *     attr      attributes; file: open files; data: their bytes; dir: readdir
  *     xattr     extended attributes; lock: locks; dax: files in the window
- *     ids       whose rights a request has: users, groups, and their
- * translation defer     threads for what blocks
+ *     ids       whose rights a request has: users, groups, their translation
+ *     defer     threads for what blocks
  *
  * A file is named by a descriptor that was opened with O_PATH, one for each
  * node, and by single names below such a descriptor: no path is ever walked, so
@@ -213,7 +213,9 @@ struct fs {
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
-	uint32_t lock_owners; /* atomic */
+	uint32_t lock_owners; /* atomic, as the next ones */
+	uint32_t lock_ranges;
+	uint64_t lock_news; /* how many times a range was locked */
 
 	/* agreed by INIT; atomic */
 	bool inited;
@@ -509,7 +511,7 @@ int fs_become(struct fs_req *r, uint32_t umask);
 void fs_become_self(struct fs_req *r);
 
 /**
- * fs_fsetid() - have CAP_FSETID, or not
+ * fs_fsetid() - have CAP_FSETID, or be of the request's group without it
  *
  * Without, the kernel clears set-user-ID bits when a file is written to or
  * cut, which FUSE_HANDLE_KILLPRIV_V2 asks for by request.
