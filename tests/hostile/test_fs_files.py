@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from fuse import ROOT, Init, Op
+from fuse import ROOT, SETATTR, Init, Op
 from share import Share
 
 WRITE_CACHE = 1     # FUSE_WRITE_CACHE: pages that the guest's kernel writes back
@@ -88,15 +88,21 @@ def test_files_that_are_known_leave_room_for_open_ones(keep, folder, sanitized):
     share.fine()
 
 
-def test_a_lease_of_the_host_holds_up_one_request_alone(share):
+@pytest.mark.parametrize("op,payload", [
+    (Op.OPEN, os.O_RDWR.to_bytes(8, "little")),
+    (Op.OPEN, (os.O_RDWR | os.O_TRUNC).to_bytes(8, "little")),
+    (Op.SETATTR, SETATTR.pack(1 << 3, 0, 0, 5, *(0,) * 12))],
+    ids=["open", "cut", "truncate"])
+def test_a_lease_of_the_host_holds_up_one_request_alone(share, op, payload):
     """Who has leased a file has some 45 seconds to let others open it."""
     fs = share.fs
     was = signal.signal(signal.SIGIO, signal.SIG_IGN)
     node = fs.lookup(ROOT, "file").nodeid
     with open(f"{share.dir}/file", "rb") as f:
         fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        waits = fs.start(Op.OPEN, node, os.O_RDWR.to_bytes(8, "little"))
+        waits = fs.start(op, node, payload)
         fs.works()
+        assert waits.serial not in fs.done
         fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     fs.finish(waits)
     signal.signal(signal.SIGIO, was)

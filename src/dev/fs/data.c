@@ -66,7 +66,7 @@ static int read_all(struct fs_req *r, struct fs_handle *h,
 {
 	bool wait = fs_may_block(r) || r->fs->in_memory;
 
-	if (h->slow && !wait)
+	if (!wait && __atomic_load_n(&h->slow, __ATOMIC_RELAXED))
 		return FS_DEFER;
 	while (r->moved < in->size) {
 		ssize_t got = read_some(r, h, in, wait);
@@ -74,7 +74,7 @@ static int read_all(struct fs_req *r, struct fs_handle *h,
 		if (got == -EINTR)
 			continue;
 		if (!wait && got == -EOPNOTSUPP)
-			h->slow = true;
+			__atomic_store_n(&h->slow, true, __ATOMIC_RELAXED);
 		if (!wait && (got == -EOPNOTSUPP || got == -EAGAIN))
 			return FS_DEFER;
 		/* What has come is not lost for what has not. */

@@ -46,7 +46,7 @@
 #define FS_ARGS_MAX (65536u + 4096u)
 #define FS_EXT_MAX 8192u /* bytes of extensions behind them */
 #define FS_IOV 1024u	 /* IOV_MAX: pieces of one system call */
-#define FS_SAVED 64u	 /* the largest structure of what can be deferred */
+#define FS_SAVED 96u	 /* the largest structure of what can be deferred */
 #define FS_DATA_MAX                                              \
 	(1u << 20) /* bytes of one read or write, in the largest \
 		    */
@@ -164,7 +164,7 @@ struct fs_node {
  * @fd: the open file
  * @flags: open(2)'s
  * @slow: reads have to be left to a thread: they may block and can not be
- *	asked not to
+ *	asked not to; atomic
  * @closed: the guest has closed it; only requests that came before still use it
  * @dir_lock, @dir_at: of a directory: where its descriptor stands, so that it
  *	need not be moved

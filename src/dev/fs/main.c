@@ -158,7 +158,6 @@ static const char *const syscalls[] = {
 	"fchmod",
 	"fchmodat",
 	"fchownat",
-	"truncate",
 	"ftruncate",
 	"utimensat",
 	"umask",
