@@ -322,7 +322,7 @@ static int read_extensions(const struct fs_req *r, uint32_t *n, gid_t *groups)
  */
 static bool groups_are_told(const struct fs *fs)
 {
-	return fs->flags & FUSE_CREATE_SUPP_GROUP && !fs->opt->posix_acl;
+	return fs_flags(fs) & FUSE_CREATE_SUPP_GROUP && !fs->opt->posix_acl;
 }
 
 static int take_rights(struct fs_req *r, uint32_t uid, uint32_t gid, uint32_t n,

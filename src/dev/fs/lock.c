@@ -301,7 +301,7 @@ static int get_ask(struct fs_req *r, struct fs_ask *a, struct fs_node **node)
 	struct fs_handle *h;
 	int ret;
 
-	if (!(r->fs->flags & (flock ? FUSE_FLOCK_LOCKS : FUSE_POSIX_LOCKS)))
+	if (!(fs_flags(r->fs) & (flock ? FUSE_FLOCK_LOCKS : FUSE_POSIX_LOCKS)))
 		return -ENOSYS;
 	if (in->lk_flags & ~FUSE_LK_FLOCK || in->lk.start > in->lk.end ||
 	    in->lk.end > INT64_MAX ||

@@ -130,15 +130,17 @@ static void say_broken(struct moat_queue *q)
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
 	/* Who hears of it from the err eventfd finds it in the status. */
 	__atomic_store_n(&d->broken, true, __ATOMIC_RELEASE);
-	moat_worker_signal(q->worker, q->err_fd);
+	moat_worker_signal(q->worker,
+			   __atomic_load_n(&q->err_fd, __ATOMIC_RELAXED));
 	moat_eventfd_signal(d->wake_src.fd);
 }
 
 /* The driver is waiting. An eventfd that blocks once is not tried again. */
 static void call(struct moat_queue *q)
 {
-	if (q->call_blocks || q->call_fd < 0 ||
-	    !moat_worker_signal(q->worker, q->call_fd))
+	int fd = __atomic_load_n(&q->call_fd, __ATOMIC_RELAXED);
+
+	if (q->call_blocks || fd < 0 || !moat_worker_signal(q->worker, fd))
 		return;
 	q->call_blocks = true;
 	if (!q->broken_why)

@@ -213,7 +213,8 @@ static void replace_fd(struct moat_queue *q, int *slot, int *fd)
 {
 	int old = *slot;
 
-	*slot = moat_fd_take(fd);
+	/* The worker looks at it whenever it likes. */
+	__atomic_store_n(slot, moat_fd_take(fd), __ATOMIC_RELAXED);
 	if (q->started)
 		moat_queue_update(q);
 	moat_fd_close(&old);
