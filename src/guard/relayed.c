@@ -289,8 +289,8 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 static uint32_t patience_ms(const struct moat_vring_ctl *v)
 {
 	const struct moat_session *s = v->session;
-	uint32_t ms = moat_policy_drain_ms(s->config->type, s->accepted,
-					   v->index);
+	uint32_t ms =
+		moat_policy_drain_ms(s->config->type, s->accepted, v->index);
 
 	return s->impatient && ms > DRAIN_IMPATIENT_MS ? DRAIN_IMPATIENT_MS
 						       : ms;

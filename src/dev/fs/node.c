@@ -283,8 +283,10 @@ void fs_nodes_forget_all(struct fs *fs)
 	for (uint32_t i = 0; i < FS_BUCKETS; i++)
 		while ((n = take_one(fs, bucket_at(fs, i))))
 			fs_node_drop(fs, n);
-	if (fs->root)
+	if (fs->root) {
 		fs_locks_drop(fs->root);
+		fs_notify_unwatch(fs, fs->root);
+	}
 	fs->said_full = false;
 }
 

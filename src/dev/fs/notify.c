@@ -328,6 +328,6 @@ void fs_notify_watch(struct fs *fs, struct fs_node *dir)
 
 void fs_notify_unwatch(struct fs *fs, struct fs_node *node)
 {
-	if (fs->notify && node->watch)
+	if (fs->notify && __atomic_load_n(&node->watch, __ATOMIC_ACQUIRE))
 		fs_watches_remove(fs->notify->watches, node);
 }

@@ -61,7 +61,7 @@ void fs_notify_hurry(struct fs *fs);
  * notification queue, or @dir is no directory.
  */
 void fs_notify_watch(struct fs *fs, struct fs_node *dir);
-/** fs_notify_unwatch() - @node goes away */
+/** fs_notify_unwatch() - @node goes away, or the session that knows it */
 void fs_notify_unwatch(struct fs *fs, struct fs_node *node);
 
 #endif

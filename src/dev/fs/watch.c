@@ -133,25 +133,33 @@ void fs_watches_add(struct fs_watches *w, struct fs_node *dir)
 	pthread_mutex_unlock(&w->lock);
 }
 
-void fs_watches_remove(struct fs_watches *w, struct fs_node *dir)
+/* Under the lock. */
+static void take_out(struct fs_watches *w, struct fs_watch *watch)
 {
-	struct fs_watch *p = dir->watch, **at;
+	struct fs_watch **list = list_of(w, watch->wd), **at = list, *p;
 
-	pthread_mutex_lock(&w->lock);
-	at = list_of(w, p->wd);
-	while (*at != p)
+	while (*at != watch)
 		at = &(*at)->next;
-	*at = p->next;
-	at = list_of(w, p->wd);
-	while (*at && (*at)->wd != p->wd)
-		at = &(*at)->next;
+	*at = watch->next;
+	for (p = *list; p && p->wd != watch->wd;)
+		p = p->next;
 	/* The same directory on another mount would be watched no more. */
-	if (!*at)
-		inotify_rm_watch(w->fd, p->wd);
+	if (!p)
+		inotify_rm_watch(w->fd, watch->wd);
 	w->n--;
 	w->full = false;
+}
+
+void fs_watches_remove(struct fs_watches *w, struct fs_node *dir)
+{
+	struct fs_watch *p;
+
+	pthread_mutex_lock(&w->lock);
+	p = dir->watch;
+	__atomic_store_n(&dir->watch, NULL, __ATOMIC_RELAXED);
+	if (p)
+		take_out(w, p);
 	pthread_mutex_unlock(&w->lock);
-	dir->watch = NULL;
 	free(p);
 }
 

@@ -38,6 +38,7 @@ void fs_watches_free(struct fs_watches *w);
 int fs_watches_fd(const struct fs_watches *w);
 /** fs_watches_add() - @dir, pinned; it stays unwatched if there are too many */
 void fs_watches_add(struct fs_watches *w, struct fs_node *dir);
+/** fs_watches_remove() - @dir; nothing if it is not watched */
 void fs_watches_remove(struct fs_watches *w, struct fs_node *dir);
 
 /**
