@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The notification queue (virtio 1.4, 5.11.6.3): what others on the host change
 is told to the guest, whatever its driver does with the queue."""
+import errno
 import os
 import re
+import signal
 import struct
 import time
 from typing import NamedTuple
@@ -10,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 import fuse
-from fuse import ROOT
+from fuse import ROOT, fails
 from guard import Guard
 from share import Share, until
 from split_ring import WRITE
@@ -162,6 +164,9 @@ def test_changes_of_a_file_are_told(told):
     os.truncate(f"{share.dir}/file", 3)
     notes.await_all(Inode(node, True))
     assert share.fs.getattr(node).size == 3
+    # To be told of it is not to know it once more.
+    share.fs.forget(node)
+    fails(errno.ESTALE, share.fs.getattr, node)
 
 
 def test_names_that_go_and_move_are_told(told):
@@ -217,15 +222,23 @@ def test_names_of_all_lengths_are_told(told):
         notes.await_all(Name(ROOT, os.fsencode(name)))
 
 
-def test_what_was_changed_and_then_moved_is_told(told):
+def test_what_was_changed_and_then_moved_is_told(own):
     """The file is not at the name where it was changed any more."""
-    share, notes = told
+    share, notes = own()
     node = share.fs.lookup(ROOT, "file").nodeid
-    for n in range(20):
-        text(f"{share.dir}/file", b"more", "ab")
-        os.rename(f"{share.dir}/file", f"{share.dir}/file{n}")
-        os.rename(f"{share.dir}/file{n}", f"{share.dir}/file")
-        notes.await_all(Inode(node, True))
+    os.kill(share.daemon.pid, signal.SIGSTOP)
+    text(f"{share.dir}/file", b"more", "ab")
+    os.rename(f"{share.dir}/file", f"{share.dir}/elsewhere")
+    os.kill(share.daemon.pid, signal.SIGCONT)
+    notes.await_all(Inode(node, True), Name(ROOT, b"file"))
+
+
+def test_one_thread_serves_all_queues(own):
+    share, notes = own("--threads=1")
+    node = share.fs.lookup(ROOT, "file").nodeid
+    text(f"{share.dir}/file", b"more", "ab")
+    notes.await_all(Inode(node, True))
+    share.fs.works()
 
 
 def test_nothing_is_told_of_where_the_guest_has_not_looked(own):
