@@ -107,3 +107,21 @@ def test_a_lease_of_the_host_holds_up_one_request_alone(share, op, payload):
     fs.finish(waits)
     signal.signal(signal.SIGIO, was)
     share.fine()
+
+
+@pytest.mark.parametrize("threads", [0, 256])
+def test_any_number_of_threads_fits_into_the_sandbox(keep, folder, plain,
+                                                     threads):
+    share = Share(keep, folder, plain, f"--thread-pool-size={threads}")
+    share.fine()
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_what_is_above_the_root_has_no_number(share, plus):
+    fs = share.fs
+    root = fs.getattr(ROOT).ino
+    dots = [d.ino for d in fs.listdir(ROOT, plus) if d.name in (b".", b"..")]
+    assert dots == [root, root]
+    inside = fs.lookup(ROOT, "dir").nodeid
+    assert root in [d.ino for d in fs.listdir(inside, plus) if d.name == b".."]
+    share.fine()

@@ -368,6 +368,10 @@ void fs_worker_stop(void *dev, void *worker);
 
 /* ---- defer ---- */
 
+#define FS_STACK (1u << 20) /* bytes of each thread's; sanitizers need most */
+/* What a thread takes, with what fs_thread_init() allocates. */
+#define FS_THREAD_HEAP (FS_STACK + 2 * FS_ARGS_MAX + 65536u)
+
 /** fs_defer_start() - with @n threads; 0 or a negative errno */
 int fs_defer_start(struct fs *fs, uint32_t n);
 void fs_defer_stop(struct fs *fs);

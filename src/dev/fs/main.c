@@ -272,6 +272,17 @@ static void raise_files(struct fs_options *opt)
 	setrlimit(RLIMIT_NOFILE, &l);
 }
 
+/* Both tables full, and all threads at work. */
+static uint64_t heap_of(const struct fs_options *opt)
+{
+	uint64_t most = (uint64_t)FS_CHUNK * FS_CHUNKS;
+	uint64_t n = opt->files < most ? opt->files : most;
+	uint64_t heap = n * (sizeof(struct fs_node) + sizeof(struct fs_handle));
+
+	heap += opt->threads * (uint64_t)FS_THREAD_HEAP;
+	return opt->dax_window ? heap + DAX_HEAP : heap;
+}
+
 int main(int argc, char **argv)
 {
 	struct fs_args a = {
@@ -315,8 +326,7 @@ int main(int argc, char **argv)
 	 * driver that does not know of notifications. */
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO + a.fs.notify;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
-	if (a.fs.dax_window)
-		a.config.heap = DAX_HEAP;
+	a.config.heap = heap_of(&a.fs);
 	ret = moat_device_serve(&a.config);
 	fs_defer_stop(&fs);
 	fs_lockers_stop(&fs);
