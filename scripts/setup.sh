@@ -24,6 +24,7 @@ for profile; do
 	test)
 		packages="$packages $build $uml qemu-system-x86 qemu-utils
 			clang-format python3-pytest python3-pytest-timeout
+			python3-pytest-xdist
 			device-tree-compiler qemu-system-arm fuse3"
 		kernel=yes
 		;;

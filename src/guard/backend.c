@@ -245,7 +245,13 @@ int moat_backend_connect(struct moat_backend *b, bool again)
 		      : !again		    ? 0
 		      : b->config->restarts ? b->config->restart_ms
 					    : AGAIN_MS;
-	int fd = connect_to(b, ms, -1);
+	struct pollfd p = { .fd = b->child.pidfd, .events = POLLIN };
+	int fd;
+
+	/* One that ends with its VMM may take a moment: see above. */
+	if (again && b->config->restarts)
+		poll(&p, 1, ENDS_MS);
+	fd = connect_to(b, ms, -1);
 
 	/* One that ended with its VMM; for the next VMM there is another. */
 	if (fd == -ECHILD && again && b->config->restarts && left(b))

@@ -5,33 +5,47 @@
 #include "guard/memory.h"
 #include "os/mem.h"
 
-static bool is_shown(const struct moat_guest_mem *mem, const struct stat *st)
+static bool is_shown(const struct moat_guest_mem *mem,
+		     const struct moat_shown *what)
 {
-	for (uint32_t i = 0; i < MOAT_SHOWN_MAX; i++)
-		if (mem->shown[i].ino == st->st_ino &&
-		    mem->shown[i].dev == st->st_dev && st->st_ino)
+	for (uint32_t i = 0; i < MOAT_SHOWN_MAX; i++) {
+		const struct moat_shown *s = &mem->shown[i];
+
+		if (s->size && s->ino == what->ino && s->dev == what->dev &&
+		    s->offset == what->offset && s->size == what->size)
 			return true;
+	}
 	return false;
 }
 
-void moat_guest_mem_show(struct moat_guest_mem *mem, int fd)
+void moat_guest_mem_show(struct moat_guest_mem *mem, int fd, uint64_t offset,
+			 uint64_t size)
 {
+	struct moat_shown what = { .offset = offset, .size = size };
 	struct stat st;
 
-	if (!fstat(fd, &st) && !is_shown(mem, &st))
-		mem->shown[mem->next_shown++ % MOAT_SHOWN_MAX] =
-			(struct moat_file_id){ 0, st.st_dev, st.st_ino };
+	if (fstat(fd, &st))
+		return;
+	what.dev = st.st_dev;
+	what.ino = st.st_ino;
+	if (!is_shown(mem, &what))
+		mem->shown[mem->next_shown++ % MOAT_SHOWN_MAX] = what;
 }
 
 /* What nobody but the VMM may hold is known by its file. */
-static void note_file(struct moat_guest_mem *mem, uint64_t guest_addr, int fd)
+static void note_file(struct moat_guest_mem *mem,
+		      const struct moat_vu_mem_region *r, int fd)
 {
+	struct moat_shown what = { .offset = r->mmap_offset, .size = r->size };
 	struct stat st;
 
-	if (mem->nfiles < MOAT_VU_MEMORY_MAX && !fstat(fd, &st) &&
-	    !is_shown(mem, &st))
+	if (mem->nfiles == MOAT_VU_MEMORY_MAX || fstat(fd, &st))
+		return;
+	what.dev = st.st_dev;
+	what.ino = st.st_ino;
+	if (!is_shown(mem, &what))
 		mem->files[mem->nfiles++] =
-			(struct moat_file_id){ guest_addr, st.st_dev,
+			(struct moat_file_id){ r->guest_addr, st.st_dev,
 					       st.st_ino };
 }
 
@@ -82,7 +96,7 @@ int moat_guest_mem_set(struct moat_guest_mem *mem,
 	moat_vu_memory_replace(&mem->mapped, &next);
 	mem->nfiles = 0;
 	for (uint32_t i = 0; i < n; i++)
-		note_file(mem, r[i].guest_addr, fds[i]);
+		note_file(mem, &r[i], fds[i]);
 	if (!moat_shareset_same(&share, &mem->share))
 		mem->share_changed = true;
 	moat_shareset_fini(&mem->share);
@@ -98,7 +112,7 @@ int moat_guest_mem_add(struct moat_guest_mem *mem,
 
 	if (ret)
 		return ret;
-	note_file(mem, r->guest_addr, fd);
+	note_file(mem, r, fd);
 	moat_shareset_add(&mem->share, r, fd);
 	if (mem->share.n != shared)
 		mem->share_changed = true;

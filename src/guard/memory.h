@@ -21,15 +21,21 @@ struct moat_file_id {
 	ino_t ino;
 };
 
-/* Files that the backend may show at the same time, beside others. */
+/* Of what the backend shows the guest, the last so many are remembered. */
 #define MOAT_SHOWN_MAX 1024u
+
+struct moat_shown {
+	dev_t dev;
+	ino_t ino;
+	uint64_t offset, size; /* bytes of the file */
+};
 
 struct moat_guest_mem {
 	struct moat_vu_memory mapped;
 	struct moat_file_id files[MOAT_VU_MEMORY_MAX];
 	uint32_t nfiles;
-	/* files of the backend's own that the VMM has mapped (shmem.h) */
-	struct moat_file_id shown[MOAT_SHOWN_MAX];
+	/* parts of files of the backend's own that the VMM mapped (shmem.h) */
+	struct moat_shown shown[MOAT_SHOWN_MAX];
 	uint32_t next_shown;
 	struct moat_shareset share;
 	bool share_changed; /* since the backend was last told */
@@ -62,11 +68,13 @@ int moat_guest_mem_del(struct moat_guest_mem *mem,
 		       const struct moat_vu_mem_region *region);
 
 /**
- * moat_guest_mem_show() - @fd is the backend's, and shown to the guest
+ * moat_guest_mem_show() - a part of @fd is the backend's, and shown to the
+ * guest
  *
- * QEMU then has it in its memory table, as what it is to the guest: memory. It
- * is not guest RAM for that. Of many files the last are remembered.
+ * QEMU then has just this in its memory table, as what it is to the guest:
+ * memory. It is not guest RAM for that.
  */
-void moat_guest_mem_show(struct moat_guest_mem *mem, int fd);
+void moat_guest_mem_show(struct moat_guest_mem *mem, int fd, uint64_t offset,
+			 uint64_t size);
 
 #endif

@@ -18,6 +18,18 @@ static struct moat_vring_ctl *vring_of(struct moat_session *s, uint32_t index)
 	return s->vrings[index];
 }
 
+/*
+ * Where the session goes on without a backend, what the guard has noted is all
+ * that is to be done.
+ */
+static int noted(const struct moat_session *s, int ret)
+{
+	bool goes_on = s->orphan || (s->client.dead && s->config->type->fail &&
+				     moat_session_any_started(s));
+
+	return goes_on && ret != -EINVAL ? 0 : ret;
+}
+
 /* ---- what the VMM says: features ---- */
 
 static int op_get_features(void *dev, uint64_t *features)
@@ -81,7 +93,7 @@ static int still_there(struct moat_session *s)
 	do
 		ret = s->client.dead ? -EPIPE : 0;
 	while (moat_restart_again(s, ret));
-	return ret;
+	return noted(s, ret);
 }
 
 static int op_reset(void *dev)
@@ -101,7 +113,7 @@ static int op_reset(void *dev)
 		ret = moat_vu_client_simple(&s->client,
 					    VHOST_USER_RESET_DEVICE);
 	while (moat_restart_again(s, ret));
-	return ret;
+	return noted(s, ret);
 }
 
 static int op_get_queue_num(void *dev, uint64_t *num)
@@ -142,8 +154,9 @@ static int after_memory_change(struct moat_session *s)
 	/* A backend that has a table is told of the new one at once. */
 	else if (s->table_sent)
 		do
-			ret = moat_session_send_table(s, false, false);
-		while (moat_restart_again(s, ret));
+			ret = noted(s,
+				    moat_session_send_table(s, false, false));
+		while (moat_restart_again(s, s->client.dead ? -EPIPE : ret));
 	return ret;
 }
 
@@ -253,7 +266,7 @@ static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 	if (moat_restart_again(s, ret))
 		ret = 0;
 	*base = v->base;
-	return ret;
+	return noted(s, ret);
 }
 
 static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
@@ -310,7 +323,7 @@ static int op_set_vring_enable(void *dev, uint32_t index, bool enable)
 	do
 		ret = moat_vring_enable(v, enable);
 	while (moat_restart_again(s, ret));
-	return ret;
+	return noted(s, ret);
 }
 
 /* ---- config space and status ---- */

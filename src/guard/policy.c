@@ -15,6 +15,31 @@
 #define REQUESTS 5000u
 #define BUFFERS 20u
 
+static void put_le32(uint8_t *p, uint32_t v)
+{
+	v = htole32(v);
+	memcpy(p, &v, sizeof(v));
+}
+
+/*
+ * struct fuse_in_header (len, opcode, unique, ...) and struct fuse_out_header
+ * (len, error, unique) of Linux's fuse.h. ENOTCONN is what it says itself where
+ * a server is gone.
+ */
+#define FUSE_UNIQUE 8u
+#define FUSE_OUT_HEADER 16u
+#define FUSE_ENOTCONN 107u
+
+static uint32_t fail_fs(const uint8_t *head, uint32_t n, uint8_t *out)
+{
+	if (n < FUSE_UNIQUE + 8)
+		return 0;
+	put_le32(out, FUSE_OUT_HEADER);
+	put_le32(out + 4, -FUSE_ENOTCONN);
+	memcpy(out + 8, head + FUSE_UNIQUE, 8);
+	return FUSE_OUT_HEADER;
+}
+
 static const struct moat_device_type types[] = {
 	{ "generic", 0, NULL, NULL, 100 },
 	{ "net", 1, "net", NULL, BUFFERS },
@@ -30,7 +55,7 @@ static const struct moat_device_type types[] = {
 	{ "iommu", 23, NULL, PAYLOAD, 0 },
 	{ "mem", 24, NULL, PAYLOAD, 0 },
 	{ "snd", 25, NULL, NULL, BUFFERS },
-	{ "fs", 26, "fs", NULL, REQUESTS, true },
+	{ "fs", 26, "fs", NULL, REQUESTS, fail_fs, true },
 	{ "i2c", 34, NULL, NULL, REQUESTS },
 	{ "gpio", 41, NULL, NULL, BUFFERS },
 	{ NULL },
@@ -142,12 +167,6 @@ static uint32_t get_le32(const uint8_t *p)
 
 	memcpy(&v, p, sizeof(v));
 	return le32toh(v);
-}
-
-static void put_le32(uint8_t *p, uint32_t v)
-{
-	v = htole32(v);
-	memcpy(p, &v, sizeof(v));
 }
 
 /*

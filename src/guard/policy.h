@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "relay/relay.h"
 #include "vu/proto.h"
 
 /**
@@ -27,6 +28,8 @@
  * @drain_ms: how long a stopping queue waits without progress for requests
  *	that the backend has: long where each request ends by itself, short
  *	where buffers are posted for what may never come
+ * @fail: what its requests get once there is no backend for them; NULL: the
+ *	session ends, which is better where a VMM can connect again
  * @shmem: it has shared memory regions: --shmem is on if nothing is said
  */
 struct moat_device_type {
@@ -35,6 +38,7 @@ struct moat_device_type {
 	const char *capability;
 	const char *refused;
 	uint32_t drain_ms;
+	moat_relay_fail fail;
 	bool shmem;
 };
 

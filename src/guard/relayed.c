@@ -213,7 +213,7 @@ static int build(struct moat_vring_ctl *v, const struct moat_vring *front,
 		       s->forwarded & MOAT_BIT(VIRTIO_F_EVENT_IDX),
 		       s->forwarded & MOAT_BIT(VIRTIO_F_INDIRECT_DESC));
 	q->enabled = v->enabled;
-	if (s->config->restart)
+	if (s->config->restart || s->config->type->fail)
 		moat_relay_keep(q, st.order);
 	v->drained = v->told = false;
 	return 0;
@@ -459,5 +459,21 @@ int moat_relayed_resume(struct moat_vring_ctl *v)
 					      -1);
 	if (ret || v->told)
 		return ret;
+	return moat_runner_attach(&s->runner, &v->rq);
+}
+
+int moat_relayed_fail(struct moat_vring_ctl *v)
+{
+	struct moat_session *s = v->session;
+
+	if (v->told)
+		return 0;
+	if (moat_relay_fail_all(&s->runner.relay, &v->rq.relay,
+				s->config->type->fail) &
+	    MOAT_RELAY_CALL)
+		moat_eventfd_signal(v->call_fd);
+	v->rq.kick.fd = v->kick_fd;
+	v->rq.call.fd = -1;
+	v->rq.call_fd = v->call_fd;
 	return moat_runner_attach(&s->runner, &v->rq);
 }

@@ -56,4 +56,7 @@ void moat_relayed_renew(struct moat_vring_ctl *v);
  */
 int moat_relayed_resume(struct moat_vring_ctl *v);
 
+/** moat_relayed_fail() - after losing it: all requests fail from now on */
+int moat_relayed_fail(struct moat_vring_ctl *v);
+
 #endif

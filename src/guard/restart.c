@@ -244,8 +244,35 @@ int moat_restart(struct moat_session *s)
 	return 0;
 }
 
+int moat_restart_orphan(struct moat_session *s)
+{
+	struct moat_vring_ctl *v;
+	int ret = 0;
+
+	if ((s->end != MOAT_SESSION_BACKEND_GONE &&
+	     s->end != MOAT_SESSION_BACKEND_BROKEN) ||
+	    !s->config->type->fail || any_direct(s) ||
+	    !moat_session_any_started(s))
+		return -EPIPE;
+	lose(s);
+	s->orphan = true;
+	s->end = MOAT_SESSION_RUNNING;
+	for (uint32_t i = 0; !ret && i < s->max_vrings; i++)
+		if ((v = running(s, i)))
+			ret = moat_relayed_fail(v);
+	if (ret) {
+		s->end = MOAT_SESSION_BACKEND_GONE;
+		return ret;
+	}
+	s->status |= VIRTIO_STATUS_NEEDS_RESET;
+	s->config_changed = true;
+	log_err(s->log, "without a backend: all requests are answered with an "
+			"error until the VMM leaves");
+	return 0;
+}
+
 bool moat_restart_again(struct moat_session *s, int ret)
 {
 	moat_session_from_backend(s, ret);
-	return s->client.dead && !moat_restart(s);
+	return s->client.dead && !s->orphan && !moat_restart(s);
 }

@@ -54,6 +54,15 @@ bool moat_restart_possible(const struct moat_session *s);
 int moat_restart(struct moat_session *s);
 
 /**
+ * moat_restart_orphan() - go on without a backend, where requests can fail
+ *
+ * So that nobody waits for ever in a guest whose VMM can not connect again.
+ *
+ * Return: 0, or a negative errno: the session has ended.
+ */
+int moat_restart_orphan(struct moat_session *s);
+
+/**
  * moat_restart_again() - is a call of the backend to be made once more?
  * @ret: what it returned
  *

@@ -51,7 +51,7 @@ int moat_runner_attach(struct moat_runner *r, struct moat_runner_queue *q)
 	q->kick.arg = q->call.arg = q;
 	if (q->kick.fd >= 0)
 		ret = moat_loop_watch(r->loop, &q->kick, true);
-	if (!ret)
+	if (!ret && q->call.fd >= 0)
 		ret = moat_loop_watch(r->loop, &q->call, true);
 	if (ret) {
 		moat_loop_unwatch(r->loop, &q->kick);

@@ -29,7 +29,7 @@ struct moat_runner;
 struct moat_runner_queue {
 	struct moat_relay_queue relay;
 	struct moat_source kick; /* from the guest; fd -1: it polls us */
-	struct moat_source call; /* from the backend */
+	struct moat_source call; /* from the backend; fd -1: there is none */
 	int kick_fd;		 /* to the backend */
 	int call_fd;		 /* to the guest; -1: it does not want any */
 	/* The queue broke; called once. */

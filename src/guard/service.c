@@ -168,8 +168,8 @@ static void run_session(struct service *v)
 		v->listen_src.fd = v->listen_fd;
 		moat_loop_watch(&v->loop, &v->listen_src, false);
 	}
-	while (!v->stopping &&
-	       (s->end == MOAT_SESSION_RUNNING || !moat_restart(s))) {
+	while (!v->stopping && (s->end == MOAT_SESSION_RUNNING ||
+				!moat_restart(s) || !moat_restart_orphan(s))) {
 		int wait = moat_session_step(s);
 
 		if (v->vmm_fd >= 0) {
@@ -203,6 +203,9 @@ static int judge(struct service *v)
 
 	if (v->stopping)
 		return 1;
+	/* That it went on for a while does not mend it. */
+	if (s->orphan)
+		return -EPIPE;
 	switch (s->end) {
 	case MOAT_SESSION_VMM_LEFT:
 		log_info(v->log,

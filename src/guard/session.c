@@ -31,7 +31,7 @@ void moat_session_finish(struct moat_session *s, enum moat_session_end end)
 
 int moat_session_from_backend(struct moat_session *s, int ret)
 {
-	if (s->client.dead)
+	if (s->client.dead && !s->orphan)
 		moat_session_finish(s, ret == -EPIPE || ret == -ECONNRESET
 					       ? MOAT_SESSION_BACKEND_GONE
 					       : MOAT_SESSION_BACKEND_BROKEN);
@@ -380,7 +380,7 @@ int moat_session_open(struct moat_session *s,
 		.client_src = { -1, on_backend, s },
 		.channel_src = { -1, on_channel, s },
 		.pool_mem = { .fd = -1 },
-		.shmem = { .answer_src = { .fd = -1 } },
+		.shmem = { .answer_src = { .fd = -1 }, .then_fd = -1 },
 		.channel_tokens = CHANNEL_BURST,
 	};
 	moat_guest_mem_init(&s->mem, log, config->pools,

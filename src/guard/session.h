@@ -70,6 +70,7 @@ struct moat_session {
 	struct moat_loop *loop;
 	struct moat_log *log;
 	enum moat_session_end end;
+	bool orphan; /* it goes on without a backend: requests fail */
 
 	struct moat_vu_server server;
 	struct moat_vu_client client;

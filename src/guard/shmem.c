@@ -6,6 +6,7 @@
 #include "guard/shmem.h"
 #include "guard/shmemfd.h"
 #include "os/clock.h"
+#include "os/fd.h"
 
 /* Less than the backends' own patience, so that they hear of it. */
 #define ANSWER_MS 4000u
@@ -120,6 +121,7 @@ int moat_guard_shmem_open(struct moat_session *s)
 void moat_guard_shmem_close(struct moat_session *s)
 {
 	moat_loop_unwatch(s->loop, &s->shmem.answer_src);
+	moat_fd_close(&s->shmem.then_fd);
 	s->shmem.asked = 0;
 	moat_vu_shmem_fini(&s->shmem.table);
 }
@@ -216,7 +218,7 @@ static int ask(struct moat_session *s, uint32_t request,
 	if (!moat_vu_conn_room(&s->vmm_channel))
 		return -EAGAIN;
 	if (fd >= 0)
-		moat_guest_mem_show(&s->mem, fd);
+		moat_guest_mem_show(&s->mem, fd, m->fd_offset, m->len);
 	g->answer_src = (struct moat_source){ s->vmm_channel.fd, on_answer, s };
 	ret = moat_loop_watch(s->loop, &g->answer_src, false);
 	if (!ret)
@@ -234,6 +236,31 @@ static int ask(struct moat_session *s, uint32_t request,
 	return 0;
 }
 
+/* Map what is to be mapped, or unmap what is in its way. */
+static int map_next(struct moat_session *s)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+	const struct moat_vu_mmap *m = &g->then;
+	const struct moat_vu_mapping *old =
+		moat_vu_shmem_evict(&g->table, m->shmid, m->shm_offset, m->len);
+	int ret;
+
+	if (old) {
+		const struct moat_vu_mmap gone = {
+			.shmid = old->shmid,
+			.shm_offset = old->offset,
+			.len = old->len,
+		};
+
+		ret = ask(s, UNMAP, &gone, -1);
+	} else {
+		ret = ask(s, MAP, m, g->then_fd);
+	}
+	if (ret || !old)
+		moat_fd_close(&g->then_fd);
+	return ret;
+}
+
 int moat_guard_shmem_request(void *arg, uint32_t request,
 			     const struct moat_vu_mmap *m, int *fd, bool reply)
 {
@@ -243,8 +270,14 @@ int moat_guard_shmem_request(void *arg, uint32_t request,
 
 	moat_guard_shmem_undo(s);
 	cause = check(s, request, m, *fd, &why);
-	if (!cause && ask(s, request, m, *fd))
+	if (!cause && request == MAP) {
+		s->shmem.then = *m;
+		s->shmem.then_fd = moat_fd_take(fd);
+		if (map_next(s))
+			cause = CAUSE_ROOM;
+	} else if (!cause && ask(s, request, m, -1)) {
 		cause = CAUSE_ROOM;
+	}
 	if (cause)
 		return refuse(s, cause, why, request, m);
 	s->shmem.owed = true;
@@ -254,17 +287,25 @@ int moat_guard_shmem_request(void *arg, uint32_t request,
 	return MOAT_VU_LATER;
 }
 
+/* What the backend asked for, which is not always what the VMM was asked. */
+static uint32_t wants(const struct moat_session *s)
+{
+	return s->shmem.then_fd >= 0 ? MAP : s->shmem.asked;
+}
+
 /* The backend gets its answer, and may ask again. */
-static void answer_backend(struct moat_session *s, uint64_t status)
+static void answer_backend(struct moat_session *s, uint32_t request,
+			   uint64_t status)
 {
 	struct moat_guard_shmem *g = &s->shmem;
 
 	if (!g->owed)
 		return;
+	moat_fd_close(&g->then_fd);
 	g->owed = false;
 	s->client.hold = false;
 	if (g->wanted)
-		moat_vu_client_answer(&s->client, g->asked, status);
+		moat_vu_client_answer(&s->client, request, status);
 	moat_session_watch_channel(s);
 }
 
@@ -301,8 +342,14 @@ static void conclude(struct moat_session *s, uint64_t status)
 		moat_vu_shmem_add(&g->table, m->shmid, m->shm_offset, m->len);
 	else if (!status && request == MAP)
 		g->undo = true;
-	answer_backend(s, status);
 	g->asked = 0;
+	if (g->then_fd >= 0) {
+		if (!map_next(s))
+			return;
+		status = EAGAIN;
+		request = MAP;
+	}
+	answer_backend(s, request, status);
 	moat_guard_shmem_undo(s);
 }
 
@@ -338,7 +385,7 @@ void moat_guard_shmem_hang_up(struct moat_session *s)
 
 	moat_loop_unwatch(s->loop, &g->answer_src);
 	if (g->asked)
-		answer_backend(s, ENOTCONN);
+		answer_backend(s, wants(s), ENOTCONN);
 	g->asked = 0;
 	g->undo = false;
 }
@@ -353,7 +400,7 @@ void moat_guard_shmem_stalled(void *arg)
 	if (moat_guard_shmem_busy(&s->shmem))
 		on_answer(s, 0);
 	if (moat_guard_shmem_busy(&s->shmem))
-		answer_backend(s, EINTR);
+		answer_backend(s, wants(s), EINTR);
 }
 
 void moat_guard_shmem_started(struct moat_session *s)
@@ -366,7 +413,7 @@ void moat_guard_shmem_stop(struct moat_session *s)
 {
 	s->shmem.stopping = true;
 	moat_vu_shmem_doubt(&s->shmem.table);
-	answer_backend(s, EINTR);
+	answer_backend(s, wants(s), EINTR);
 }
 
 int moat_guard_shmem_reopen(struct moat_session *s)
@@ -388,9 +435,10 @@ int moat_guard_shmem_reopen(struct moat_session *s)
 
 void moat_guard_shmem_lose(struct moat_session *s)
 {
+	moat_fd_close(&s->shmem.then_fd);
 	s->shmem.owed = false;
 	s->client.hold = false;
-	moat_vu_shmem_doubt(&s->shmem.table);
+	moat_vu_shmem_orphan(&s->shmem.table);
 }
 
 void moat_guard_shmem_timers(struct moat_session *s, uint64_t now)
@@ -402,6 +450,6 @@ void moat_guard_shmem_timers(struct moat_session *s, uint64_t now)
 	log_warn(s->log,
 		 "front-end does not answer %s within %u s: no more mappings",
 		 name_of(g->asked), ANSWER_MS / 1000);
-	answer_backend(s, ETIMEDOUT);
+	answer_backend(s, wants(s), ETIMEDOUT);
 	moat_session_close_vmm_channel(s);
 }

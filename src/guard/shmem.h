@@ -43,6 +43,9 @@ struct moat_guard_shmem {
 	bool wanted; /* ... who asked for one */
 	uint64_t end_ns;
 	struct moat_source answer_src;
+	/* what it asked for, while orphans make room for it; fd -1: nothing */
+	struct moat_vu_mmap then;
+	int then_fd;
 	bool undo;     /* @what was mapped for nobody */
 	uint32_t said; /* causes of refusals that are in the log */
 };

@@ -191,12 +191,95 @@ static unsigned int replay(struct moat_relay *relay, struct moat_relay_queue *q,
 	return flags;
 }
 
+/* ---- where there is no backend any more ---- */
+
+/* Bytes between private memory and the segments, as far as both go. */
+static uint32_t first_bytes(struct moat_relay *relay, const struct moat_seg *s,
+			    uint32_t n, uint8_t *bytes, uint32_t len,
+			    bool write)
+{
+	struct moat_memmap *guest = relay->dma.guest;
+	uint32_t done = 0;
+
+	for (uint32_t i = 0; i < n && done < len; i++) {
+		uint32_t part = s[i].len < len - done ? s[i].len : len - done;
+		int ret = write ? moat_memmap_write(guest, s[i].addr,
+						    bytes + done, part)
+				: moat_memmap_read(guest, bytes + done,
+						   s[i].addr, part);
+
+		if (ret)
+			break;
+		done += part;
+	}
+	return done;
+}
+
+static void answer(struct moat_relay *relay, struct moat_relay_queue *q)
+{
+	const struct moat_chain *c = &relay->chain;
+	uint8_t head[MOAT_RELAY_HEAD], out[MOAT_RELAY_HEAD];
+	uint32_t n =
+		first_bytes(relay, c->seg, c->nread, head, sizeof(head), false);
+
+	n = q->fail(head, n, out);
+	n = first_bytes(relay, c->seg + c->nread, c->nwrite, out, n, true);
+	moat_devq_push(&q->dev, c->head, n);
+	q->stats.completed++;
+}
+
+unsigned int moat_relay_fail_all(struct moat_relay *relay,
+				 struct moat_relay_queue *q,
+				 moat_relay_fail fail)
+{
+	uint16_t end = q->dev.ring.num;
+
+	q->fail = fail;
+	while (q->order[end].next != end) {
+		uint16_t head = q->order[end].next;
+
+		relay->chain.head = head;
+		moat_dma_recall(&q->dma, &q->reqs[head], &relay->chain);
+		moat_dma_unmap(&relay->dma, &q->dma, &q->reqs[head], 0);
+		order_del(q, head);
+		answer(relay, q);
+	}
+	q->replay = end;
+	q->starved = false;
+	return moat_devq_publish(&q->dev) ? MOAT_RELAY_CALL : 0;
+}
+
+static unsigned int submit_to_nobody(struct moat_relay *relay,
+				     struct moat_relay_queue *q,
+				     unsigned int budget)
+{
+	unsigned int flags = 0;
+
+	while (q->enabled &&
+	       moat_devq_peek(&q->dev, relay->dma.guest, &relay->chain) > 0) {
+		if (!budget--) {
+			flags |= MOAT_RELAY_MORE;
+			break;
+		}
+		moat_devq_take(&q->dev, relay->chain.head);
+		answer(relay, q);
+		flags |= MOAT_RELAY_MOVED;
+	}
+	if (flags & MOAT_RELAY_MOVED && moat_devq_publish(&q->dev))
+		flags |= MOAT_RELAY_CALL;
+	return flags;
+}
+
+/* ---- what users call ---- */
+
 unsigned int moat_relay_submit(struct moat_relay *relay,
 			       struct moat_relay_queue *q, unsigned int budget)
 {
 	unsigned int flags = 0;
 	bool empty = false;
 
+	if (q->fail)
+		return submit_to_nobody(relay, q, budget);
 	q->starved = false;
 	/* They were taken while the queue was enabled. */
 	if (moat_relay_replaying(q) && !moat_relay_fault(q))
@@ -282,7 +365,8 @@ const struct moat_fault *moat_relay_fault(const struct moat_relay_queue *q)
 {
 	if (q->dev.fault.code)
 		return &q->dev.fault;
-	return q->drv.fault.code ? &q->drv.fault : NULL;
+	/* With no backend there is none that could break its ring. */
+	return q->drv.fault.code && !q->fail ? &q->drv.fault : NULL;
 }
 
 uint32_t moat_relay_stop(struct moat_relay *relay, struct moat_relay_queue *q,

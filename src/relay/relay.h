@@ -39,6 +39,18 @@ enum {
 	MOAT_RELAY_MORE = 8,  /* the budget ended before the work did */
 };
 
+#define MOAT_RELAY_HEAD 64u /* bytes of a request that tell what to answer */
+
+/**
+ * typedef moat_relay_fail - what a request gets that no backend will do
+ * @head: its first bytes, private; @n of them
+ * @out: MOAT_RELAY_HEAD bytes for the beginning of its writable part
+ *
+ * Return: bytes in @out; used.len is no more than that.
+ */
+typedef uint32_t (*moat_relay_fail)(const uint8_t *head, uint32_t n,
+				    uint8_t *out);
+
 /** struct moat_relay - one device: its DMA view, and scratch for its thread */
 struct moat_relay {
 	struct moat_dma dma;
@@ -72,8 +84,9 @@ struct moat_relay_queue {
 	 */
 	struct moat_relay_order *order;
 	uint16_t replay; /* the next to be given to a new backend; num: none */
-	bool enabled;	 /* may take new requests (SET_VRING_ENABLE) */
-	bool starved;	 /* the next request waits for others */
+	moat_relay_fail fail; /* answers all requests; NULL: a backend does */
+	bool enabled;	      /* may take new requests (SET_VRING_ENABLE) */
+	bool starved;	      /* the next request waits for others */
 	struct moat_relay_stats stats;
 };
 
@@ -100,6 +113,16 @@ uint32_t moat_relay_taken(const struct moat_relay_queue *q);
 void moat_relay_lose(struct moat_relay *relay, struct moat_relay_queue *q);
 
 /**
+ * moat_relay_fail_all() - after moat_relay_lose(): there is no other backend
+ * @fail: answers what is taken, now, and what comes, in moat_relay_submit()
+ *
+ * Return: MOAT_RELAY_CALL, or 0.
+ */
+unsigned int moat_relay_fail_all(struct moat_relay *relay,
+				 struct moat_relay_queue *q,
+				 moat_relay_fail fail);
+
+/**
  * moat_relay_abandon() - the queue stays broken, though it keeps its requests
  *
  * Their memory is released; they are for no backend.
@@ -119,7 +142,7 @@ unsigned int moat_relay_complete(struct moat_relay *relay,
 static inline bool moat_relay_pending(const struct moat_relay_queue *q)
 {
 	return moat_drvq_pending(&q->drv) ||
-	       (q->enabled && !q->starved && !q->drv.fault.code &&
+	       (q->enabled && !q->starved && (!q->drv.fault.code || q->fail) &&
 		moat_devq_pending(&q->dev));
 }
 

@@ -68,7 +68,7 @@ static bool is_certain(const struct moat_vu_mapping *m,
 		       const struct moat_vu_mapping *unused)
 {
 	(void)unused;
-	return !m->doubtful;
+	return !m->doubtful || m->orphan;
 }
 
 static bool overlap(const struct moat_vu_mapping *a,
@@ -85,6 +85,14 @@ static bool is_elsewhere(const struct moat_vu_mapping *m,
 	return !overlap(m, other);
 }
 
+static const struct moat_vu_mapping *any_orphan(const struct moat_vu_shmem *s)
+{
+	for (uint32_t i = 0; i < s->n; i++)
+		if (s->maps[i].orphan)
+			return &s->maps[i];
+	return NULL;
+}
+
 static int grow(struct moat_vu_shmem *s)
 {
 	uint32_t room = s->room ? s->room * 2 : ROOM_FIRST;
@@ -92,8 +100,9 @@ static int grow(struct moat_vu_shmem *s)
 
 	if (s->n == s->max)
 		sift(s, is_certain, NULL);
+	/* An orphan goes before there is another. */
 	if (s->n == s->max)
-		return -ENOSPC;
+		return any_orphan(s) ? 0 : -ENOSPC;
 	if (s->n < s->room)
 		return 0;
 	if (room > s->max)
@@ -127,7 +136,7 @@ static bool in_the_way(const struct moat_vu_shmem *s,
 int moat_vu_shmem_may_map(struct moat_vu_shmem *s, uint8_t shmid,
 			  uint64_t offset, uint64_t len)
 {
-	struct moat_vu_mapping m = { offset, len, shmid, false };
+	struct moat_vu_mapping m = { offset, len, shmid, false, false };
 	uint64_t size = s->sizes[shmid];
 	bool ignored = false;
 
@@ -146,7 +155,7 @@ int moat_vu_shmem_may_map(struct moat_vu_shmem *s, uint8_t shmid,
 void moat_vu_shmem_add(struct moat_vu_shmem *s, uint8_t shmid, uint64_t offset,
 		       uint64_t len)
 {
-	struct moat_vu_mapping m = { offset, len, shmid, false };
+	struct moat_vu_mapping m = { offset, len, shmid, false, false };
 	bool doubtful = false;
 	uint32_t at;
 
@@ -203,6 +212,27 @@ bool moat_vu_shmem_unmapped(struct moat_vu_shmem *s, uint8_t shmid,
 	}
 	s->maps[m - s->maps].doubtful = true;
 	return false;
+}
+
+void moat_vu_shmem_orphan(struct moat_vu_shmem *s)
+{
+	/* One that was in doubt before may not be there. */
+	for (uint32_t i = 0; i < s->n; i++) {
+		s->maps[i].orphan |= !s->maps[i].doubtful;
+		s->maps[i].doubtful = true;
+	}
+}
+
+const struct moat_vu_mapping *moat_vu_shmem_evict(const struct moat_vu_shmem *s,
+						  uint8_t shmid,
+						  uint64_t offset, uint64_t len)
+{
+	const struct moat_vu_mapping m = { offset, len, shmid, false, false };
+
+	for (uint32_t i = 0; i < s->n; i++)
+		if (s->maps[i].orphan && overlap(&s->maps[i], &m))
+			return &s->maps[i];
+	return s->n == s->max ? any_orphan(s) : NULL;
 }
 
 void moat_vu_shmem_clear(struct moat_vu_shmem *s)

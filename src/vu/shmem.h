@@ -16,6 +16,11 @@
  * stays mapped. So once queues were stopped a mapping is in doubt: it is in
  * nobody's way, may still be unmapped, and is forgotten when something else
  * takes its place. The front-end has the last word, as always.
+ *
+ * A mapping whose back-end is gone is an orphan: another back-end does not know
+ * of it, but the guest may be using it. It is in nobody's way either, only that
+ * it has to be unmapped before something else takes its place, in its region or
+ * in the number of mappings that there may be.
  */
 #ifndef MOAT_VU_SHMEM_H
 #define MOAT_VU_SHMEM_H
@@ -31,6 +36,7 @@ struct moat_vu_mapping {
 	uint64_t len;
 	uint8_t shmid;
 	bool doubtful;
+	bool orphan; /* doubtful, and the front-end surely has it */
 };
 
 struct moat_vu_shmem {
@@ -95,6 +101,18 @@ void moat_vu_shmem_doubt(struct moat_vu_shmem *shmem);
  */
 bool moat_vu_shmem_unmapped(struct moat_vu_shmem *shmem, uint8_t shmid,
 			    uint64_t offset, uint64_t len, bool ok);
+
+/** moat_vu_shmem_orphan() - the back-end is gone: all mappings are orphans */
+void moat_vu_shmem_orphan(struct moat_vu_shmem *shmem);
+
+/**
+ * moat_vu_shmem_evict() - an orphan to unmap before this can be mapped, or NULL
+ *
+ * There may be more: ask again.
+ */
+const struct moat_vu_mapping *
+moat_vu_shmem_evict(const struct moat_vu_shmem *shmem, uint8_t shmid,
+		    uint64_t offset, uint64_t len);
 
 /** moat_vu_shmem_clear() - nothing is mapped any more; regions stay */
 void moat_vu_shmem_clear(struct moat_vu_shmem *shmem);

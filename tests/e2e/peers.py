@@ -254,6 +254,6 @@ def inside(guest, script, *words):
     status, output = guest.run(
         f"{IN_HOST} /usr/bin/python3 "
         f"{os.path.join(TOP, 'tests/e2e', script)} {' '.join(words)}",
-        check=False)
+        deadline=2 * DEADLINE, check=False)
     assert status == 0, output
     return output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fio writes and verifies in a guest while moat-blk is killed and started again.
+"""fio writes and verifies in a guest while moat-blk is killed and restarted.
 
 The guest has this machine's files under /host, so its fio is this machine's; and
 the same fio looks at the disk's file once more when the guest is gone.

@@ -192,6 +192,7 @@ class Ticket(NamedTuple):
     out: tuple  # (address, length) of its writable segments
     guards: tuple  # (address, length) that must stay as filled
     unique: int
+    serial: int  # no other has it, while heads are used again
 
 
 class Reply(NamedTuple):
@@ -264,7 +265,9 @@ class Fs:
             at = self.ram.alloc(SLOT, 4096, bank=2)
             self.ram.device_may_write(at, SLOT)
             self.slots.append(at)
-        self.done = {}  # (queue's index, head) -> used.len
+        self.serial = 0
+        self.live = {}  # (queue's index, head) -> the ticket's serial
+        self.done = {}  # serial -> used.len
         self.unique = 2
         self.uid = self.gid = 0
         self.pid = 4711
@@ -309,9 +312,12 @@ class Fs:
         assert at <= slot + SLOT, "no room in a slot"
         assert segs, "a request of nothing"
         head = queue.ring.add(segs)
+        self.serial += 1
+        self.live[queue.index, head] = self.serial
         queue.publish()
         unique = int.from_bytes(request[8:16].ljust(8, b"\0"), "little")
-        return Ticket(queue, head, slot, tuple(out), tuple(guards), unique)
+        return Ticket(queue, head, slot, tuple(out), tuple(guards), unique,
+                      self.serial)
 
     def put(self, at, data):
         """Into memory that is not compared."""
@@ -321,13 +327,13 @@ class Fs:
 
     def wait(self, ticket, timeout=None):
         """The Reply; it also must have been written where it may."""
-        key = (ticket.queue.index, ticket.head)
         deadline = vu.deadline_in(timeout or self.timeout)
-        while key not in self.done:
+        while ticket.serial not in self.done:
             left = max(0.001, deadline - vu.deadline_in(0))
             for head, used in ticket.queue.wait_used(timeout=left):
-                self.done[ticket.queue.index, head] = used
-        used = self.done.pop(key)
+                serial = self.live.pop((ticket.queue.index, head), None)
+                self.done[serial] = used
+        used = self.done.pop(ticket.serial)
         room = sum(length for _, length in ticket.out)
         assert used <= room, f"used.len {used} of {room}"
         for at, length in ticket.guards:

@@ -211,7 +211,10 @@ class Queue:
         self.base = base
 
     def close(self):
-        vu.close_all((self.kick_fd, self.call_fd, self.err_fd))
+        """Once: a number that was closed may be another's by then."""
+        fds = {self.kick_fd, self.call_fd, self.err_fd} - {None}
+        vu.close_all(fds)
+        self.kick_fd = self.call_fd = self.err_fd = None
 
     def start(self, enable=True):
         fe, ua = self.vmm.fe, self.ram.user_address

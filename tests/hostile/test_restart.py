@@ -3,8 +3,12 @@
 exactly once towards the guest, with the right data, whatever becomes of the
 backends.
 """
+import errno
 import os
+import random
 import signal
+import struct
+import sys
 import threading
 import time
 
@@ -12,8 +16,12 @@ import pytest
 
 import vhost_user as vu
 from backend import FEATURES, PROTOCOL, Backend, echo
-from guest import OFFERABLE
+from guard import Guard
+from guest import OFFERABLE, Vmm
 from split_ring import WRITE
+from test_share_modes import POOL, POOL_AT, RAM, PoolRam, memory_sent
+from test_shmem import (MAP, PAGE, UNMAP, answer, ask, asked, do, memfd,
+                        nothing_asked, say)
 from vhost_user import Feature, Request, mask
 
 NUM = 64
@@ -21,6 +29,12 @@ PACKED = mask(Feature.RING_PACKED)
 LEGS = pytest.mark.parametrize("front, back", [
     (0, 0), (PACKED, 0), (0, PACKED), (PACKED, PACKED)],
     ids=["split-split", "packed-split", "split-packed", "packed-packed"])
+
+
+@pytest.fixture(params=["plain", "sanitized"])
+def build(request):
+    """The plain one is in its sandbox, and can start nothing by itself."""
+    return request.getfixturevalue(request.param)
 
 
 def hold(session, vring, chain):
@@ -37,10 +51,11 @@ class Requests:
         self.ram = queue.ram
         self.due = {}
 
-    def add(self, count, size=700):
+    def add(self, count, size=700, bank=0):
         for _ in range(count):
             data = os.urandom(size)
-            src, dst = self.ram.alloc(size), self.ram.alloc(size)
+            src = self.ram.alloc(size, bank=bank)
+            dst = self.ram.alloc(size, bank=bank)
             self.ram.write(src, data)
             head = self.queue.ring.add([(src, size, 0), (dst, size, WRITE)])
             assert head not in self.due
@@ -421,9 +436,10 @@ def test_a_crash_loop_ends(make_scene, sanitized):
     session_ends(vmm)
     assert len(scene.device.sessions) == 5
     # Two lines a life, and one in the end.
-    assert len(scene.guard.complaints(since)) <= 2 * 5 + 1
-    assert scene.guard.find("as often as --restart allows")
     assert scene.guard.wait() == 1
+    assert len(scene.guard.complaints(since)) <= 2 * 5 + 1
+    # The last one may have died while it was told of the queue.
+    assert scene.guard.find("as often as --restart allows|no backend takes")
 
 
 def die_at_once(session, vring):
@@ -461,3 +477,344 @@ def test_without_the_option_a_session_ends_with_its_backend(make_scene,
     scene.device.hang_up(scene.device.session)
     session_ends(vmm)
     assert scene.guard.wait() == 1
+
+
+# -- with a share set
+
+
+def sharing(make_scene, keep, build, mode, bank):
+    scene = make_scene(build, "--device=console", "--pool-size=8M",
+                       f"--share={mode}", f"--pool={POOL_AT:#x}+2M",
+                       "--restart=10", "--restart-ms=500")
+    vmm = scene.vmm(ram=keep(PoolRam())).setup(queues=0)
+    queue = vmm.add_queue(bank=bank)
+    queue.start()
+    return scene, vmm, queue
+
+
+def test_a_guests_pool_goes_to_the_next_backend_as_well(make_scene, keep,
+                                                        sanitized):
+    scene, vmm, queue = sharing(make_scene, keep, sanitized, "hybrid", RAM)
+    for bank in (RAM, POOL):
+        queue.echo(bank=bank)
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(queue)
+    requests.add(4)
+    requests.add(4, bank=POOL)
+    held(scene, 8)
+    scene.device.on_request = echo
+    kill(scene)
+    requests.finish()
+    queue.echo(bank=POOL)
+    assert memory_sent(scene) == ["moat-pool", "guest-pool"]
+    vmm.ram.check()
+
+
+@pytest.mark.parametrize("mode", ["direct", "auto"])
+def test_a_queue_that_went_direct_ends_with_its_backend(make_scene, keep,
+                                                        sanitized, mode):
+    scene, vmm, queue = sharing(make_scene, keep, sanitized, mode, POOL)
+    queue.echo(bank=POOL)
+    scene.device.hang_up(scene.device.session)
+    session_ends(vmm)
+    assert scene.guard.wait() == 1
+    assert scene.guard.find("does not help queues that went direct")
+
+
+# -- no other backend: a file system's requests end with an error
+
+
+class Fuse(Requests):
+    """Requests as a virtio-fs driver makes them."""
+    HEADER = struct.Struct("<IIQQIIIHH")
+
+    def add(self, count, room=4096):
+        for n in range(count):
+            unique = random.getrandbits(64)
+            head = self.HEADER.pack(40, 15, unique, 1, 0, 0, 0, 0, 0)
+            src, dst = self.ram.alloc(40), self.ram.alloc(16 + room)
+            self.ram.write(src, head)
+            # A header may be in pieces, and the answer's place as well.
+            cut = 1 + n % 39
+            segs = [(src, cut, 0), (src + cut, 40 - cut, 0),
+                    (dst, 1 + n % 15, WRITE),
+                    (dst + 1 + n % 15, 15 - n % 15 + room, WRITE)]
+            self.due[self.queue.ring.add(segs)] = (dst, unique)
+        self.queue.publish()
+        return self
+
+    def forget(self):
+        """A request that nobody answers."""
+        src = self.ram.alloc(48)
+        self.ram.write(src, self.HEADER.pack(48, 2, 0, 1, 0, 0, 0, 0, 0)
+                       + bytes(8))
+        head = self.queue.ring.add([(src, 48, 0)])
+        self.queue.publish()
+        assert self.queue.wait_used() == [(head, 0)]
+
+    def fail(self):
+        for head, length in self.queue.wait_used(len(self.due)):
+            dst, unique = self.due.pop(head)
+            assert length == 16
+            answer_ = struct.pack("<IiQ", 16, -errno.ENOTCONN, unique)
+            self.ram.expect(dst, answer_)
+            assert self.ram.read(dst, 16) == answer_
+        assert not self.due and not self.queue.ring.reap()
+
+
+def orphan(make_scene, build, *options, front=0):
+    scene = make_scene(build, "--pool-size=8M", "--device=fs", "--shmem=off",
+                       *options)
+    vmm = scene.running(queues=2, num=NUM,
+                        vmm={"features": OFFERABLE | front})
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    work = [Fuse(q).add(8) for q in vmm.queues]
+    held(scene, 16)
+    return scene, vmm, work
+
+
+@pytest.mark.parametrize("front", [0, PACKED], ids=["split", "packed"])
+@pytest.mark.parametrize("build", ["plain", "sanitized"], indirect=True)
+def test_without_another_backend_a_file_systems_requests_fail(
+        make_scene, build, front):
+    scene, vmm, work = orphan(make_scene, build, front=front)
+    scene.device.hang_up(scene.device.session)
+    for requests in work:
+        requests.fail()
+        for _ in range(20):
+            requests.add(5)
+            requests.fail()
+        requests.forget()
+    vmm.config_changed()
+    assert vmm.fe.get_status() & 0x40  # NEEDS_RESET
+    assert scene.guard.idle_cpu() < 0.04
+    # The VMM gets its answers, and can take the device down in order.
+    assert not vmm.fe.set_mem_table(vmm.ram.regions, vmm.ram.fds)
+    assert not vmm.fe.set_vring_enable(0, 0)
+    for queue in vmm.queues:
+        queue.stop()
+    assert not vmm.fe.set_status(0)
+    assert vmm.queues[0].base
+    vmm.ram.check()
+    vmm.close()
+    assert scene.guard.wait() == 1
+
+
+def test_a_malformed_ring_is_one_without_a_backend_as_well(make_scene,
+                                                           sanitized):
+    scene, vmm, work = orphan(make_scene, sanitized)
+    scene.device.hang_up(scene.device.session)
+    for requests in work:
+        requests.fail()
+    ring = vmm.queues[0].ring
+    ring.avail_idx = ring.avail_idx + NUM + 5
+    vmm.queues[0].kick()
+    scene.guard.wait_line("queue 0 broken: avail idx jumped")
+    work[1].add(5)
+    work[1].fail()
+    vmm.close()
+    assert scene.guard.wait() == 1
+
+
+def test_requests_fail_once_the_backends_are_used_up(make_scene, sanitized):
+    scene, vmm, work = orphan(make_scene, sanitized, "--restart=2")
+    for _ in range(2):
+        kill(scene)
+        held(scene, 16)
+    scene.device.hang_up(scene.device.session)
+    for requests in work:
+        requests.fail()
+    assert scene.guard.find("as often as --restart allows")
+    assert scene.guard.terminate() == 0
+
+
+def test_a_request_that_ends_a_file_systems_backend_in_a_message(make_scene,
+                                                                 sanitized):
+    scene, vmm, work = orphan(make_scene, sanitized)
+
+    def die(session, msg):
+        raise vu.Closed
+    scene.device.on_message = {Request.SET_VRING_ENABLE: die}
+    assert not vmm.fe.set_vring_enable(0, 1)
+    for requests in work:
+        requests.fail()
+    vmm.close()
+    assert scene.guard.wait() == 1
+
+
+# -- shared memory regions
+
+MAPS = {"protocol": PROTOCOL | mask(vu.Protocol.SHMEM_MAP,
+                                    vu.Protocol.BACKEND_SEND_FD),
+        "shmem": {0: 64 * PAGE}}
+
+
+def test_what_a_dead_backend_mapped_goes_when_another_is_mapped_over_it(
+        make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--shmem=on",
+                       "--shmem-mappings=3", **MAPS)
+    with memfd() as fd:
+        for at in (0, 2, 5):
+            vu.close_all(do(vmm, scene.device.session, MAP, fds=(fd,),
+                            offset=at * PAGE))
+        kill(scene)
+        vmm.queues[0].echo()
+        nothing_asked(vmm)  # the guest may be using them
+        session = scene.device.session
+        # Over two of them: each is unmapped as a whole, and first.
+        ask(session, MAP, fds=(fd,), offset=0, length=3 * PAGE)
+        for at in (0, 2):
+            msg, fields = asked(vmm)
+            assert msg.request == UNMAP and fields[2:4] == (at * PAGE, PAGE)
+            say(vmm, UNMAP)
+        msg, fields = asked(vmm)
+        assert msg.request == MAP and fields[2:4] == (0, 3 * PAGE)
+        vu.close_all(msg.fds)
+        say(vmm, MAP)
+        assert answer(session) == 0
+        vu.close_all(do(vmm, session, MAP, fds=(fd,), offset=20 * PAGE))
+        # Three are there: the last of the old ones makes room for another.
+        ask(session, MAP, fds=(fd,), offset=30 * PAGE)
+        msg, fields = asked(vmm)
+        assert msg.request == UNMAP and fields[2] == 5 * PAGE
+        say(vmm, UNMAP, status=22)  # whatever the VMM thinks of it
+        msg, _ = asked(vmm)
+        vu.close_all(msg.fds)
+        say(vmm, MAP)
+        assert answer(session) == 0
+    assert not [f for f in scene.guard.fds().values() if "shown" in f]
+
+
+def test_a_backend_with_other_regions_is_not_taken(make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--shmem=on",
+                       "--restart-ms=300", **MAPS)
+    scene.device.shmem = {0: 32 * PAGE}
+    scene.device.hang_up(scene.device.session)
+    session_ends(vmm)
+    assert scene.guard.wait() == 1
+    assert scene.guard.find("shared memory regions are not those")
+
+
+def test_a_backend_that_dies_while_the_vmm_maps_leaves_nothing_mapped(
+        make_scene, sanitized):
+    scene, vmm = start(make_scene, sanitized, "--shmem=on", **MAPS)
+    with memfd() as fd:
+        ask(scene.device.session, MAP, fds=(fd,))
+        msg, _ = asked(vmm)
+        vu.close_all(msg.fds)
+        kill(scene)
+        vmm.queues[0].echo()
+        say(vmm, MAP)
+        msg, fields = asked(vmm)
+        assert msg.request == UNMAP and fields[2:4] == (0, PAGE)
+        say(vmm, UNMAP)
+    vmm.queues[0].echo()
+
+
+# -- backends that the guard starts
+
+SLOW = """
+import os, sys, signal
+os.write(2, b"pid %d\\n" % os.getpid())
+sys.path.insert(0, {here!r})
+import backend
+device = backend.Backend(sys.argv[1])
+if sys.argv[2:]:  # ends with its first VMM
+    device.wait_for(lambda: device.sessions and
+                    device.sessions[0].closed.is_set(), None)
+    os._exit(0)
+signal.pause()
+"""
+
+
+class Started:
+    """A guard that starts its backend: the good device, in Python."""
+
+    def __init__(self, keep, folder, build, *options, words=()):
+        here = os.path.dirname(os.path.abspath(__file__))
+        script = f"{folder}/device.py"
+        with open(script, "w", encoding="ascii") as f:
+            f.write(SLOW.format(here=here))
+        self.guard = keep(Guard(build, folder, None, "--pool-size=8M",
+                                *options, "--exec", "--", sys.executable,
+                                script, "{socket}", *words))
+        self.keep = keep
+        self.vmm = self.connect()
+
+    def connect(self):
+        return self.keep(Vmm.connect(self.guard.path)).setup(num=NUM)
+
+    def pids(self):
+        return [int(line.split()[1]) for line in self.guard.find("^pid ")]
+
+    def signal(self, number):
+        os.kill(self.pids()[-1], number)
+
+
+def test_a_command_is_started_again_by_a_guard_in_its_sandbox(keep, folder,
+                                                              build):
+    scene = Started(keep, folder, build, "--restart=10")
+    scene.vmm.queues[0].echo()
+    for n in range(4):
+        since = len(scene.guard.lines)
+        scene.signal(signal.SIGKILL)
+        scene.vmm.queues[0].echo()
+        scene.guard.wait_line("another backend goes on", since)
+    assert len(scene.pids()) == 5
+    scene.vmm.ram.check()
+    last = scene.pids()[-1]
+    assert scene.guard.terminate() == 0
+    assert not os.path.exists(f"/proc/{last}")
+
+
+def test_a_command_that_stalls_is_ended_before_another_is_started(
+        keep, folder, sanitized):
+    scene = Started(keep, folder, sanitized, "--restart=10")
+    scene.vmm.queues[0].echo()
+    stopped = scene.pids()[-1]
+    requests = Requests(scene.vmm.queues[0])
+    scene.signal(signal.SIGSTOP)
+    requests.add(8)
+    # An answer that does not come is what tells.
+    scene.vmm.fe.timeout = 30
+    assert not scene.vmm.fe.set_vring_enable(0, 1)
+    requests.finish()
+    assert not os.path.exists(f"/proc/{stopped}")
+    assert scene.guard.find("backend stalls")
+
+
+def test_a_command_that_ends_with_its_vmm_is_started_for_the_next(
+        keep, folder, plain):
+    scene = Started(keep, folder, plain, "--restart=5", words=["once"])
+    for n in range(3):
+        scene.vmm.queues[0].echo()
+        scene.vmm.close()
+        scene.vmm = scene.connect()
+    scene.vmm.queues[0].echo()
+    assert len(scene.pids()) == 4
+    assert not scene.guard.complaints() or \
+        all(line.startswith("pid") for line in scene.guard.complaints())
+
+
+def test_a_command_that_fails_at_once_is_not_tried_for_ever(keep, folder,
+                                                            plain):
+    scene = Started(keep, folder, plain, "--restart=5")
+    script = f"{folder}/device.py"
+    with open(script, "w", encoding="ascii") as f:
+        f.write("import os; os.write(2, b'pid %d\\n' % os.getpid())\n")
+    scene.signal(signal.SIGKILL)
+    session_ends(scene.vmm)
+    assert scene.guard.wait() == 1
+    assert len(scene.pids()) == 6
+    assert scene.guard.find("has ended and listens nowhere")
+
+
+def test_a_guard_that_is_killed_takes_its_command_along(keep, folder, plain):
+    scene = Started(keep, folder, plain, "--restart=5")
+    scene.vmm.queues[0].echo()
+    os.kill(scene.guard.pid, signal.SIGKILL)
+    scene.guard.wait()
+    deadline = vu.deadline_in(vu.PATIENCE)
+    while os.path.exists(f"/proc/{scene.pids()[-1]}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

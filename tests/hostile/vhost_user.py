@@ -178,6 +178,18 @@ def deadline_in(seconds):
     return time.monotonic() + seconds
 
 
+def readable(*fds, timeout=0):
+    """Those that are readable within @timeout seconds (None: as long as it
+    takes); select.select() would not take numbers over 1023."""
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    ready = {n for n, _ in poller.poll(
+        None if timeout is None else timeout * 1000)}
+    return [fd for fd in fds
+            if (fd if isinstance(fd, int) else fd.fileno()) in ready]
+
+
 def wait_readable(fd, deadline, connection=None):
     """Wait until @fd is readable (or hung up); raises Timeout, or Closed if
     @connection is hung up before that."""

@@ -379,6 +379,63 @@ static void set_user_id_bits_go_when_they_should(void **state)
 	in_scene(bits);
 }
 
+/*
+ * A set-group-ID bit without execution for the group: as the user's own call
+ * would leave it.
+ */
+static void group_bit(struct scene *s)
+{
+	static const struct {
+		uint32_t uid, gid;
+		bool have, stays;
+	} turn[] = {
+		{ 1234, 567, false, true },
+		{ 1234, 567, false, true },
+		{ 1234, 568, false, false },
+		{ 0, 0, true, true },
+		{ 0, 0, false, false },
+		{ 1234, 567, false, true },
+		/* Nobody's: as the daemon. */
+		{ 1234, UINT32_MAX, false, false },
+	};
+	struct stat st;
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/group", s->dir);
+	fd = open(path, O_CREAT | O_RDWR, 0644);
+	assert_int_equal(fchown(fd, 1234, 567), 0);
+	for (size_t i = 0; i < LEN(turn); i++) {
+		assert_int_equal(fchmod(fd, 06644), 0);
+		s->req.in.uid = turn[i].uid;
+		s->req.in.gid = turn[i].gid;
+		fs_fsetid(&s->req, turn[i].have);
+		assert_int_equal(ftruncate(fd, (off_t)i), 0);
+		assert_int_equal(fstat(fd, &st), 0);
+		if (!!(st.st_mode & S_ISGID) != turn[i].stays)
+			fail_msg("turn %zu: mode %o", i, st.st_mode);
+		assert_int_equal(!!(st.st_mode & S_ISUID), turn[i].have);
+		fs_fsetid(&s->req, true);
+		assert_int_equal(getegid(), s->fs.gid);
+	}
+	/* A file that is made in between is still the other user's. */
+	s->req.in.gid = 567;
+	fs_fsetid(&s->req, false);
+	assert_int_equal(getegid(), 567);
+	assert_int_equal(make(s, 4321, 999, 0, 0666, &st), 0);
+	assert_int_equal(st.st_uid, 4321);
+	assert_int_equal(st.st_gid, 999);
+	close(fd);
+}
+
+static void a_group_bit_stays_for_who_is_in_the_group(void **state)
+{
+	(void)state;
+	/* Who is not root has one group to be in: their own. */
+	if (!geteuid())
+		in_scene(group_bit);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -391,6 +448,7 @@ int main(void)
 		cmocka_unit_test(a_group_that_the_request_names_counts),
 		cmocka_unit_test(bad_extensions_are_refused),
 		cmocka_unit_test(set_user_id_bits_go_when_they_should),
+		cmocka_unit_test(a_group_bit_stays_for_who_is_in_the_group),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

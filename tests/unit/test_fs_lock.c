@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What src/dev/fs/lock.c promises: the guest's owners and the host's processes
- * keep each other out; who waits gets it, or gives up when told to.
+ * keep each other out; who waits gets it, or gives up when told to, or would
+ * wait for ever.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@
 #define ALL INT64_MAX
 #define DEADLINE_S 10
 #define WAITERS 64u
+#define RING 50u
 
 /* One guest request, and what became of it. */
 struct ask {
@@ -121,6 +123,7 @@ static int drop(void **state)
 	fs_node_put(&w->fs, w->node);
 	fs_nodes_forget_all(&w->fs);
 	assert_int_equal(w->fs.lock_owners, 0);
+	assert_int_equal(w->fs.lock_ranges, 0);
 	fs_lockers_stop(&w->fs);
 	fs_nodes_fini(&w->fs);
 	fs_table_fini(&w->fs.handles);
@@ -441,6 +444,129 @@ static void owners_are_limited_in_number(void **state)
 	assert_int_equal(set(w, 99, F_RDLCK, 5, 5), 0);
 }
 
+/* ---- deadlocks ---- */
+
+static int wait_for(struct world *w, uint32_t i, uint64_t owner, uint32_t type,
+		    uint64_t at)
+{
+	return fs_op_setlkw(prepare(w, i, owner, type, at, at));
+}
+
+static void who_would_wait_for_themselves_is_told(void **state)
+{
+	struct world *w = *state;
+
+	for (uint32_t i = 1; i <= RING; i++)
+		assert_int_equal(set(w, i, F_WRLCK, i, i), 0);
+	for (uint32_t i = 1; i < RING; i++)
+		assert_int_equal(wait_for(w, i, i, F_RDLCK, i + 1), FS_LATER);
+	assert_int_equal(wait_for(w, RING, RING, F_RDLCK, 1), -EDEADLK);
+	/* They keep what they have, and who gives it up lets the others on. */
+	assert_int_equal(as_host(w, F_RDLCK, RING, 1), -EAGAIN);
+	for (uint32_t i = RING; i > 1; i--) {
+		assert_false(is_done(w, i - 1));
+		fs_lock_release(&w->fs, w->node, i);
+		assert_int_equal(result(w, i - 1), 0);
+	}
+}
+
+static void two_readers_can_not_both_become_writers(void **state)
+{
+	struct world *w = *state;
+
+	assert_int_equal(set(w, 1, F_RDLCK, 0, 9), 0);
+	assert_int_equal(set(w, 2, F_RDLCK, 0, 9), 0);
+	assert_int_equal(wait_for(w, 1, 1, F_WRLCK, 5), FS_LATER);
+	assert_int_equal(wait_for(w, 2, 2, F_WRLCK, 9), -EDEADLK);
+	assert_int_equal(set(w, 2, F_UNLCK, 5, 5), 0);
+	assert_int_equal(result(w, 1), 0);
+}
+
+/* Not only by the first of those whom somebody waits for. */
+static void each_way_is_looked_at(void **state)
+{
+	struct world *w = *state;
+
+	assert_int_equal(set(w, 8, F_WRLCK, 800, 800), 0);
+	assert_int_equal(set(w, 9, F_WRLCK, 900, 900), 0);
+	for (uint32_t i = 1; i < 6; i++) {
+		assert_int_equal(set(w, i, F_RDLCK, 10, 19), 0);
+		assert_int_equal(wait_for(w, i, i, F_WRLCK, i == 3 ? 900 : 800),
+				 FS_LATER);
+	}
+	assert_int_equal(wait_for(w, 9, 9, F_WRLCK, 10), -EDEADLK);
+	fs_lock_hurry(&w->fs);
+	for (uint32_t i = 1; i < 6; i++)
+		assert_int_equal(result(w, i), -EAGAIN);
+}
+
+static void a_deadlock_that_comes_later_is_found(void **state)
+{
+	struct world *w = *state;
+
+	assert_int_equal(set(w, 2, F_WRLCK, 20, 20), 0);
+	assert_int_equal(set(w, 3, F_WRLCK, 10, 10), 0);
+	assert_int_equal(wait_for(w, 1, 1, F_WRLCK, 10), FS_LATER);
+	assert_int_equal(fs_op_setlkw(prepare(w, 2, 3, F_WRLCK, 20, 30)),
+			 FS_LATER);
+	/* Another thread of the process that waits already. */
+	assert_int_equal(set(w, 1, F_WRLCK, 30, 30), 0);
+	assert_int_equal(result(w, 1), -EDEADLK);
+	assert_false(is_done(w, 2));
+	fs_lock_release(&w->fs, w->node, 1);
+	fs_lock_release(&w->fs, w->node, 2);
+	assert_int_equal(result(w, 2), 0);
+}
+
+static void what_is_no_deadlock_is_not_taken_for_one(void **state)
+{
+	struct world *w = *state;
+	struct fs_req *r;
+
+	/* It waits for one who waits for nobody any more. */
+	assert_int_equal(set(w, 1, F_WRLCK, 10, 10), 0);
+	assert_int_equal(set(w, 2, F_WRLCK, 20, 20), 0);
+	assert_int_equal(wait_for(w, 1, 1, F_WRLCK, 20), FS_LATER);
+	fs_lock_interrupt(&w->fs, w->asks[1].req.in.unique);
+	assert_int_equal(wait_for(w, 2, 2, F_WRLCK, 10), FS_LATER);
+	assert_int_equal(result(w, 1), -EINTR);
+	/* What is unlocked in part is in nobody's way. */
+	assert_int_equal(set(w, 2, F_WRLCK, 20, 29), 0);
+	assert_int_equal(set(w, 2, F_UNLCK, 25, 25), 0);
+	assert_int_equal(set(w, 1, F_WRLCK, 25, 25), 0);
+	fs_lock_release(&w->fs, w->node, 1);
+	assert_int_equal(result(w, 2), 0);
+	/* Whole files: Linux does not look there, either. */
+	assert_int_equal(set_flock(w, 2, F_WRLCK), 0);
+	r = prepare(w, 3, 1, F_WRLCK, 0, ALL);
+	w->asks[3].args.lk.lk_flags = FUSE_LK_FLOCK;
+	assert_int_equal(fs_op_setlkw(r), FS_LATER);
+	assert_int_equal(set(w, 1, F_WRLCK, 50, 50), 0);
+	assert_int_equal(wait_for(w, 4, 2, F_WRLCK, 50), FS_LATER);
+	fs_lock_release(&w->fs, w->node, 1);
+	assert_int_equal(result(w, 4), 0);
+	fs_lock_hurry(&w->fs);
+	assert_int_equal(result(w, 3), -EAGAIN);
+}
+
+static void ranges_are_limited_in_number(void **state)
+{
+	struct world *w = *state;
+
+	assert_int_equal(set(w, 1, F_WRLCK, 0, 0), 0);
+	w->fs.lock_ranges += 65536 - 3;
+	assert_int_equal(set(w, 1, F_RDLCK, 2, 2), 0);
+	assert_int_equal(set(w, 2, F_RDLCK, 2, 2), 0);
+	assert_int_equal(set(w, 3, F_RDLCK, 2, 2), -ENOLCK);
+	assert_int_equal(set(w, 1, F_RDLCK, 4, 4), -ENOLCK);
+	/* The kernel has not got it, either. */
+	assert_int_equal(as_host(w, F_WRLCK, 4, 1), 0);
+	assert_int_equal(w->fs.lock_owners, 2);
+	fs_lock_release(&w->fs, w->node, 2);
+	assert_int_equal(set(w, 1, F_RDLCK, 4, 4), 0);
+	w->fs.lock_ranges -= 65536 - 3;
+}
+
 /* ---- many at once ---- */
 
 struct crowd {
@@ -517,6 +643,12 @@ int main(void)
 		TEST(a_file_that_is_forgotten_is_kept_while_one_waits),
 		TEST(nonsense_is_refused),
 		TEST(owners_are_limited_in_number),
+		TEST(who_would_wait_for_themselves_is_told),
+		TEST(two_readers_can_not_both_become_writers),
+		TEST(each_way_is_looked_at),
+		TEST(a_deadlock_that_comes_later_is_found),
+		TEST(what_is_no_deadlock_is_not_taken_for_one),
+		TEST(ranges_are_limited_in_number),
 		TEST(many_wait_and_one_has_it),
 	};
 

@@ -127,17 +127,36 @@ static int set_owner(struct fs_req *r, const struct fs_node *node,
 		ret = fs_gid_to_host(r->fs, in->gid, &gid);
 	if (ret)
 		return ret;
+	/* The kernel clears the bits by itself, but for who may keep one. */
+	fs_fsetid(r, !r->in.uid);
 	return fchownat(node->fd, "", uid, gid,
 			AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW)
 		       ? -errno
 		       : 0;
 }
 
+/*
+ * By a descriptor: whoever has leased the file on the host would have
+ * truncate() wait until they let go.
+ */
+static int truncate_node(struct fs_req *r, const struct fs_node *node,
+			 off_t size)
+{
+	bool wait = fs_may_block(r);
+	int fd = fs_node_open(r->fs, node, O_WRONLY | (wait ? 0 : O_NONBLOCK));
+	int ret;
+
+	if (fd < 0)
+		return fd == -EAGAIN && !wait ? FS_DEFER : fd;
+	ret = ftruncate(fd, size) ? -errno : 0;
+	close(fd);
+	return ret;
+}
+
 static int set_size(struct fs_req *r, const struct fs_node *node,
 		    const struct fuse_setattr_in *in)
 {
 	struct fs_handle *h;
-	char name[16];
 	int ret;
 
 	if (node->type != S_IFREG)
@@ -146,9 +165,7 @@ static int set_size(struct fs_req *r, const struct fs_node *node,
 		return -EFBIG;
 	fs_fsetid(r, !(in->valid & FATTR_KILL_SUIDGID));
 	if (!(in->valid & FATTR_FH))
-		return truncate(fs_fd_name(node->fd, name), (off_t)in->size)
-			       ? -errno
-			       : 0;
+		return truncate_node(r, node, (off_t)in->size);
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;

@@ -57,22 +57,32 @@ static bool wanted(struct fs *fs)
 	       fs->opt->files / 2;
 }
 
+/* What names a file of any file system. */
+union handle {
+	struct file_handle h;
+	char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+};
+
+static int get_handle(int fd, union handle *u)
+{
+	int id;
+
+	u->h.handle_bytes = MAX_HANDLE_SZ;
+	return name_to_handle_at(fd, "", &u->h, &id, AT_EMPTY_PATH);
+}
+
 struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
 				      const struct statx *sx)
 {
-	union {
-		struct file_handle h;
-		char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
-	} u = { .h.handle_bytes = MAX_HANDLE_SZ };
 	struct fs_by_handle *by;
-	int mount_fd, id;
+	union handle u;
+	int mount_fd;
 
 	if (fs->opt->handles == FS_HANDLES_NEVER)
 		return NULL;
 	/* Of a directory in any case: files of its mount may follow. */
 	mount_fd = mount_of(fs, fd, sx);
-	if (mount_fd < 0 || !wanted(fs) ||
-	    name_to_handle_at(fd, "", &u.h, &id, AT_EMPTY_PATH))
+	if (mount_fd < 0 || !wanted(fs) || get_handle(fd, &u))
 		return NULL;
 	by = malloc(sizeof(*by) + u.h.handle_bytes);
 	if (!by)
@@ -80,6 +90,15 @@ struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
 	by->mount_fd = mount_fd;
 	memcpy(&by->file, &u.h, sizeof(u.h) + u.h.handle_bytes);
 	return by;
+}
+
+bool fs_by_handle_is(const struct fs_by_handle *by, int fd)
+{
+	union handle u;
+
+	return !get_handle(fd, &u) && u.h.handle_type == by->file.handle_type &&
+	       u.h.handle_bytes == by->file.handle_bytes &&
+	       !memcmp(u.h.f_handle, by->file.f_handle, u.h.handle_bytes);
 }
 
 int fs_by_handle_open(struct fs_by_handle *by)

@@ -66,7 +66,7 @@ static int read_all(struct fs_req *r, struct fs_handle *h,
 {
 	bool wait = fs_may_block(r) || r->fs->in_memory;
 
-	if (h->slow && !wait)
+	if (!wait && __atomic_load_n(&h->slow, __ATOMIC_RELAXED))
 		return FS_DEFER;
 	while (r->moved < in->size) {
 		ssize_t got = read_some(r, h, in, wait);
@@ -74,7 +74,7 @@ static int read_all(struct fs_req *r, struct fs_handle *h,
 		if (got == -EINTR)
 			continue;
 		if (!wait && got == -EOPNOTSUPP)
-			h->slow = true;
+			__atomic_store_n(&h->slow, true, __ATOMIC_RELAXED);
 		if (!wait && (got == -EOPNOTSUPP || got == -EAGAIN))
 			return FS_DEFER;
 		/* What has come is not lost for what has not. */
@@ -125,15 +125,15 @@ static int show(struct fs *fs, struct fs_node *node, int ret)
 	return ret;
 }
 
-static int write_all(struct fs_req *r, struct fs_handle *h,
-		     const struct fuse_write_in *in, uint64_t skip)
+static int write_all(struct fs_req *r, int fd, const struct fuse_write_in *in,
+		     uint64_t skip)
 {
 	struct moat_request *mr = r->mr;
 
 	while (r->moved < in->size) {
 		int n = slice(r->thread->iov, mr->readable, mr->nreadable,
 			      skip + r->moved, in->size - r->moved);
-		ssize_t put = pwritev2(h->fd, r->thread->iov, n,
+		ssize_t put = pwritev2(fd, r->thread->iov, n,
 				       (off_t)(in->offset + r->moved), 0);
 
 		if (put < 0 && errno == EINTR)
@@ -145,6 +145,35 @@ static int write_all(struct fs_req *r, struct fs_handle *h,
 		r->moved += (uint64_t)put;
 	}
 	return 0;
+}
+
+/*
+ * Pages that the guest's kernel writes back (of a shared mapping) belong where
+ * they say, whatever file is at hand for it. Linux appends, wherever a write to
+ * a file that is open so would go.
+ */
+static int write_back(struct fs_req *r, struct fs_handle *h,
+		      const struct fuse_write_in *in, uint64_t skip)
+{
+	int fd = fs_node_pin(r->fs, h->node), ret;
+
+	if (fd)
+		return fd;
+	fd = fs_node_open(r->fs, h->node, h->flags & ~(O_APPEND | O_TRUNC));
+	fs_node_unpin(r->fs, h->node);
+	if (fd < 0)
+		return fd;
+	ret = write_all(r, fd, in, skip);
+	close(fd);
+	return ret;
+}
+
+static int write_to(struct fs_req *r, struct fs_handle *h,
+		    const struct fuse_write_in *in, uint64_t skip)
+{
+	if (h->flags & O_APPEND && in->write_flags & FUSE_WRITE_CACHE)
+		return write_back(r, h, in, skip);
+	return write_all(r, h->fd, in, skip);
 }
 
 int fs_op_write(struct fs_req *r)
@@ -167,7 +196,7 @@ int fs_op_write(struct fs_req *r)
 	} else {
 		fs_fsetid(r, !(in->write_flags & FUSE_WRITE_KILL_SUIDGID));
 		fs_dax_sync(r->fs, h->node);
-		ret = write_all(r, h, in, skip);
+		ret = write_to(r, h, in, skip);
 		ret = show(r->fs, h->node, ret);
 	}
 	fs_handle_put(r->fs, h);
@@ -175,6 +204,15 @@ int fs_op_write(struct fs_req *r)
 		return ret;
 	out.size = (uint32_t)r->moved;
 	return fs_req_put(r, &out, sizeof(out));
+}
+
+/*
+ * Does a change of data leave set-user-ID bits? Other requests say so; these
+ * have but their user, whom the guest may not have told.
+ */
+static bool keeps_bits(const struct fs_req *r)
+{
+	return !r->in.uid || !(fs_flags(r->fs) & FUSE_HANDLE_KILLPRIV_V2);
 }
 
 int fs_op_fallocate(struct fs_req *r)
@@ -188,6 +226,7 @@ int fs_op_fallocate(struct fs_req *r)
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;
+	fs_fsetid(r, keeps_bits(r));
 	fs_dax_sync(r->fs, h->node);
 	ret = fallocate(h->fd, (int)in->mode, (off_t)in->offset,
 			(off_t)in->length)
@@ -239,6 +278,7 @@ int fs_op_copy_file_range(struct fs_req *r)
 		/* The answer has 32 bits. */
 		size_t len = in->len < INT32_MAX ? (size_t)in->len : INT32_MAX;
 
+		fs_fsetid(r, keeps_bits(r));
 		fs_dax_sync(r->fs, a->node);
 		fs_dax_sync(r->fs, b->node);
 		n = copy_file_range(a->fd, &from, b->fd, &to, len, 0);

@@ -365,8 +365,14 @@ static void *syncer(void *arg)
 {
 	struct fs_dax *d = arg;
 	const struct timespec pause = { .tv_nsec = SYNC_NS };
+	struct fs_thread t; /* files are opened here, too */
 
 	pthread_mutex_lock(&d->lock);
+	d->begun = fs_thread_init(&t, d->fs);
+	d->began = true;
+	pthread_cond_signal(&d->started);
+	if (d->begun)
+		d->stop = true;
 	for (uint32_t n = 0; !d->stop; n++) {
 		if (!d->tails.used && !d->behind) {
 			pthread_cond_wait(&d->wake, &d->lock);
@@ -378,8 +384,26 @@ static void *syncer(void *arg)
 		nanosleep(&pause, NULL);
 		pthread_mutex_lock(&d->lock);
 	}
+	if (!d->begun)
+		fs_thread_fini(&t);
 	pthread_mutex_unlock(&d->lock);
 	return NULL;
+}
+
+/* Before system calls are forbidden that it begins with. */
+static int start_syncer(struct fs_dax *d)
+{
+	int ret = -pthread_create(&d->syncer, NULL, syncer, d);
+
+	d->syncing = !ret;
+	if (ret)
+		return ret;
+	pthread_mutex_lock(&d->lock);
+	while (!d->began)
+		pthread_cond_wait(&d->started, &d->lock);
+	ret = d->begun;
+	pthread_mutex_unlock(&d->lock);
+	return ret;
 }
 
 void fs_dax_sync_all(struct fs *fs)
@@ -407,11 +431,9 @@ int fs_dax_start(struct fs *fs)
 	d->fs = fs;
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_cond_init(&d->wake, NULL);
+	pthread_cond_init(&d->started, NULL);
 	ret = fs_tails_init(&d->tails);
-	if (!ret)
-		ret = -pthread_create(&d->syncer, NULL, syncer, d);
-	d->syncing = !ret;
-	return ret;
+	return ret ? ret : start_syncer(d);
 }
 
 void fs_dax_stop(struct fs *fs)
@@ -430,6 +452,7 @@ void fs_dax_stop(struct fs *fs)
 	fs_tails_fini(&d->tails);
 	pthread_mutex_destroy(&d->lock);
 	pthread_cond_destroy(&d->wake);
+	pthread_cond_destroy(&d->started);
 	free(d->ranges);
 	free(d->pieces);
 	free(d);

@@ -127,8 +127,9 @@ struct fs_dax {
 	bool copies; /* the front-end maps nothing read-only */
 	bool behind; /* something is to be covered that could not be */
 	pthread_t syncer;
-	pthread_cond_t wake;
-	bool syncing, stop;
+	pthread_cond_t wake, started;
+	bool syncing, began, stop;
+	int begun; /* 0 or a negative errno: how the syncer's start went */
 };
 
 /** fs_range_after() - the first that ends behind @at */

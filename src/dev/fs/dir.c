@@ -19,7 +19,15 @@ struct dirent64 {
 	char name[];
 };
 
-#define ENTRY_MAX 288u /* what holds any entry, here and in an answer */
+/*
+ * Most names have up to 255 bytes, but not all: FAT's have as many characters,
+ * and a FUSE file system that somebody mounts below the root what it likes.
+ * Linux takes no longer ones from us.
+ */
+#define NAME_MOST 1024u
+#define ENTRY_MAX (FUSE_NAME_OFFSET + NAME_MOST) /* in an answer */
+#define ENTRY_USUAL 288u /* the host's, with a usual name ... */
+#define ENTRY_LONG 8192u /* ... and with any */
 /*
  * An answer's entry with attributes is at most so many times as large as the
  * host's: what is read then fits, and is not read again.
@@ -54,8 +62,12 @@ static int put_entry(struct fs_req *r, struct fs_handle *h,
 	struct fuse_entry_out out = { 0 };
 	uint8_t buf[sizeof(out) + ENTRY_MAX];
 	uint32_t head = plus ? sizeof(out) : 0;
-	uint32_t len = head + make_entry(buf + head, d);
+	uint32_t len;
 
+	/* It could not be told; others can. */
+	if (strlen(d->name) > NAME_MOST)
+		return 0;
+	len = head + make_entry(buf + head, d);
 	if (len > room)
 		return -ERANGE;
 	/* What can not be looked up is still a name. */
@@ -77,14 +89,16 @@ static ssize_t read_entries(struct fs_req *r, struct fs_handle *h, uint64_t at,
 	uint64_t want = plus ? room / PLUS_RATIO : room;
 	long n;
 
-	if (want < ENTRY_MAX)
-		want = ENTRY_MAX;
+	if (want < ENTRY_USUAL)
+		want = ENTRY_USUAL;
 	if (want > FS_ARGS_MAX)
 		want = FS_ARGS_MAX;
 	if (h->dir_at != at && lseek(h->fd, (off_t)at, SEEK_SET) < 0)
 		return -errno;
 	h->dir_at = at;
 	n = syscall(SYS_getdents64, h->fd, r->thread->data, (size_t)want);
+	if (n < 0 && errno == EINVAL && want < ENTRY_LONG)
+		n = syscall(SYS_getdents64, h->fd, r->thread->data, ENTRY_LONG);
 	return n < 0 ? -errno : n;
 }
 

@@ -24,7 +24,7 @@ static int host_flags(const struct fs_req *r, uint32_t guest)
 	 * With a write-back cache the guest reads pages that it writes to, and
 	 * has itself decided where the end is.
 	 */
-	if (r->fs->flags & FUSE_WRITEBACK_CACHE) {
+	if (fs_flags(r->fs) & FUSE_WRITEBACK_CACHE) {
 		if ((flags & O_ACCMODE) == O_WRONLY)
 			flags = (flags & ~O_ACCMODE) | O_RDWR;
 		flags &= ~O_APPEND;
@@ -92,12 +92,19 @@ int fs_op_open(struct fs_req *r)
 	const struct fuse_open_in *in = fs_req_args(r);
 	struct fs_node *node = fs_node_get(r->fs, r->in.nodeid);
 	int flags = host_flags(r, in->flags), ret;
+	/*
+	 * Somebody on the host may have leased it: then the kernel waits until
+	 * they let go. The flag has no meaning for an open file.
+	 */
+	int wait = fs_may_block(r) ? 0 : O_NONBLOCK;
 
 	if (!node)
 		return -ESTALE;
-	ret = open_node(r, node, flags,
+	ret = open_node(r, node, flags | wait,
 			in->open_flags & FUSE_OPEN_KILL_SUIDGID);
-	if (ret >= 0)
+	if (ret == -EAGAIN && wait)
+		ret = FS_DEFER;
+	else if (ret >= 0)
 		ret = reply_open(r, node, ret, flags);
 	fs_node_put(r->fs, node);
 	return ret;
@@ -231,12 +238,13 @@ int fs_op_flush(struct fs_req *r)
 
 	if (!h)
 		return -EBADF;
-	if (r->fs->flags & FUSE_POSIX_LOCKS)
+	if (fs_flags(r->fs) & FUSE_POSIX_LOCKS)
 		fs_lock_release(r->fs, h->node, in->lock_owner);
 	ret = fs_dax_flush(r->fs, h->node);
 	/* Some file systems have errors to tell only when a file is closed. */
 	fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
-	if (fd < 0 || close(fd))
+	/* Without a descriptor to spare the last close tells nobody. */
+	if (fd >= 0 && close(fd))
 		ret = -errno;
 	fs_handle_put(r->fs, h);
 	return ret;

@@ -15,8 +15,8 @@
  *     name      from names to nodes: lookup, create, link, rename, remove
  *     attr      attributes; file: open files; data: their bytes; dir: readdir
  *     xattr     extended attributes; lock: locks; dax: files in the window
- *     ids       whose rights a request has: users, groups, and their
- * translation defer     threads for what blocks
+ *     ids       whose rights a request has: users, groups, their translation
+ *     defer     threads for what blocks
  *
  * A file is named by a descriptor that was opened with O_PATH, one for each
  * node, and by single names below such a descriptor: no path is ever walked, so
@@ -46,7 +46,7 @@
 #define FS_ARGS_MAX (65536u + 4096u)
 #define FS_EXT_MAX 8192u /* bytes of extensions behind them */
 #define FS_IOV 1024u	 /* IOV_MAX: pieces of one system call */
-#define FS_SAVED 64u	 /* the largest structure of what can be deferred */
+#define FS_SAVED 96u	 /* the largest structure of what can be deferred */
 #define FS_DATA_MAX                                              \
 	(1u << 20) /* bytes of one read or write, in the largest \
 		    */
@@ -164,7 +164,7 @@ struct fs_node {
  * @fd: the open file
  * @flags: open(2)'s
  * @slow: reads have to be left to a thread: they may block and can not be
- *	asked not to
+ *	asked not to; atomic
  * @closed: the guest has closed it; only requests that came before still use it
  * @dir_lock, @dir_at: of a directory: where its descriptor stands, so that it
  *	need not be moved
@@ -213,14 +213,14 @@ struct fs {
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
-	uint32_t lock_owners; /* atomic */
+	uint32_t lock_owners; /* atomic, as the next ones */
+	uint32_t lock_ranges;
+	uint64_t lock_news; /* how many times a range was locked */
 
 	/* agreed by INIT; atomic */
 	bool inited;
-	uint32_t minor;
-	uint64_t flags;	   /* FUSE_... of INIT that both have */
-	uint64_t accepted; /* virtio features */
-	bool said_full;	   /* that there are no more descriptors */
+	uint64_t flags; /* FUSE_... of INIT that both have */
+	bool said_full; /* that there are no more descriptors */
 };
 
 /** struct fs_thread - what a thread that carries out requests has */
@@ -285,6 +285,12 @@ struct fs_op {
 	bool no_reply;
 	bool blocks; /* always deferred */
 };
+
+/** fs_flags() - what INIT has agreed on: FUSE_... */
+static inline uint64_t fs_flags(const struct fs *fs)
+{
+	return __atomic_load_n(&fs->flags, __ATOMIC_RELAXED);
+}
 
 /* ---- request ---- */
 
@@ -393,7 +399,8 @@ void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n);
  * fs_node_known() - the node of the file that @sx describes, looked up once
  * more
  *
- * Return: held; NULL if the guest does not know that file.
+ * Return: held; NULL if the guest does not know that file, or only its
+ * descriptor can tell whether it does: see fs_node_enter().
  */
 struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx);
 
@@ -427,6 +434,8 @@ const char *fs_fd_name(int fd, char buf[16]);
  */
 struct fs_by_handle *fs_by_handle_new(struct fs *fs, int fd,
 				      const struct statx *sx);
+/** fs_by_handle_is() - is @fd that very file, not one with its inode number? */
+bool fs_by_handle_is(const struct fs_by_handle *by, int fd);
 /** fs_by_handle_open() - an O_PATH fd, or a negative errno */
 int fs_by_handle_open(struct fs_by_handle *by);
 
@@ -509,7 +518,7 @@ int fs_become(struct fs_req *r, uint32_t umask);
 void fs_become_self(struct fs_req *r);
 
 /**
- * fs_fsetid() - have CAP_FSETID, or not
+ * fs_fsetid() - have CAP_FSETID, or be of the request's group without it
  *
  * Without, the kernel clears set-user-ID bits when a file is written to or
  * cut, which FUSE_HANDLE_KILLPRIV_V2 asks for by request.

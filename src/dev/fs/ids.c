@@ -235,9 +235,8 @@ static uint64_t permitted(struct fs_thread *t)
 	return t->caps;
 }
 
-void fs_fsetid(struct fs_req *r, bool have)
+static void set_fsetid(struct fs_thread *t, bool have)
 {
-	struct fs_thread *t = r->thread;
 	uint64_t caps;
 
 	if (t->fsetid == have)
@@ -247,6 +246,24 @@ void fs_fsetid(struct fs_req *r, bool have)
 	if (!(caps & CAP(FSETID)) ||
 	    !set_capabilities(have ? caps : caps & ~CAP(FSETID), caps))
 		t->fsetid = have;
+}
+
+/*
+ * Who is in the file's group keeps a set-group-ID bit that means no execution:
+ * the kernel asks that of the thread. It stays what it is until another user's
+ * turn, so that one who writes much does not cost a system call each time.
+ */
+void fs_fsetid(struct fs_req *r, bool have)
+{
+	uint32_t gid;
+
+	set_fsetid(r->thread, have);
+	if (!r->fs->privileged)
+		return;
+	if (have || fs_gid_to_host(r->fs, r->in.gid, &gid))
+		gid = r->fs->gid;
+	/* If it fails, a bit goes that might have stayed. */
+	set_gid(r->thread, gid);
 }
 
 /* ---- acting as somebody ---- */
@@ -305,7 +322,7 @@ static int read_extensions(const struct fs_req *r, uint32_t *n, gid_t *groups)
  */
 static bool groups_are_told(const struct fs *fs)
 {
-	return fs->flags & FUSE_CREATE_SUPP_GROUP && !fs->opt->posix_acl;
+	return fs_flags(fs) & FUSE_CREATE_SUPP_GROUP && !fs->opt->posix_acl;
 }
 
 static int take_rights(struct fs_req *r, uint32_t uid, uint32_t gid, uint32_t n,
@@ -346,7 +363,7 @@ int fs_become(struct fs_req *r, uint32_t umask_wanted)
 		umask(umask_wanted);
 		t->umask = umask_wanted;
 	}
-	fs_fsetid(r, true);
+	set_fsetid(t, true);
 	return r->fs->privileged ? take_rights(r, uid, gid, n, groups) : 0;
 }
 

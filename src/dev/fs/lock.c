@@ -5,7 +5,9 @@
  *
  * The guest names who locks by a number, its owner. Each owner has an open file
  * of its own of each node that it locks: locks of open files (F_OFD_SETLK,
- * flock) exclude each other as those of processes do, and go with it.
+ * flock) exclude each other as those of processes do, and go with it. The
+ * kernel does not tell whose a lock is: which ranges each owner has is noted
+ * here, too, for who looks for deadlocks (lockwait.c).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +28,7 @@ struct owner {
 	bool flock;
 	bool locked; /* it may have locked something */
 	int fd;
+	struct fs_ranges ranges; /* none of flock's */
 };
 
 /** struct fs_locks - of a node; made for its first lock, and kept */
@@ -55,6 +58,7 @@ static void drop(struct fs_locks *l, struct owner **at)
 	*at = o->next;
 	l->n--;
 	__atomic_fetch_sub(&l->fs->lock_owners, 1, __ATOMIC_RELAXED);
+	fs_ranges_clear(&o->ranges, &l->fs->lock_ranges);
 	close(o->fd);
 	free(o);
 }
@@ -91,8 +95,10 @@ static int new_owner(struct fs_locks *l, const struct fs_node *node,
 		o = malloc(sizeof(*o));
 	if (o) {
 		ret = open_to_lock(fs, node);
-		*o = (struct owner){ l->owners, a->owner, a->flock, false,
-				     ret };
+		*o = (struct owner){ .next = l->owners,
+				     .id = a->owner,
+				     .flock = a->flock,
+				     .fd = ret };
 	}
 	if (ret < 0) {
 		__atomic_fetch_sub(&fs->lock_owners, 1, __ATOMIC_RELAXED);
@@ -136,6 +142,34 @@ static int set(int fd, const struct fs_ask *a)
 	if (!ret)
 		return 0;
 	return errno == EACCES ? -EAGAIN : -errno;
+}
+
+static struct fs_range range_of(const struct fs_ask *a)
+{
+	return (struct fs_range){ a->start, a->end, a->type };
+}
+
+/* The same, and what the owner then has is noted. */
+static int set_noted(struct fs *fs, struct owner *o, const struct fs_ask *a)
+{
+	const struct fs_range change = range_of(a);
+	struct fs_range_plan plan;
+	int ret;
+
+	if (a->flock)
+		return set(o->fd, a);
+	ret = fs_ranges_plan(&o->ranges, &change, &plan, &fs->lock_ranges);
+	if (ret)
+		return ret;
+	ret = set(o->fd, a);
+	if (ret) {
+		fs_ranges_abandon(&plan, &fs->lock_ranges);
+		return ret;
+	}
+	fs_ranges_apply(&o->ranges, &plan, &fs->lock_ranges);
+	if (a->type != F_UNLCK)
+		__atomic_fetch_add(&fs->lock_news, 1, __ATOMIC_RELEASE);
+	return 0;
 }
 
 /* ---- locks of a node ---- */
@@ -201,7 +235,7 @@ int fs_lock_attempt(struct fs *fs, struct fs_node *node, const struct fs_ask *a,
 		at = &l->owners;
 	}
 	if (!ret && *at) {
-		ret = set((*at)->fd, a);
+		ret = set_noted(fs, *at, a);
 		if (!ret && a->type != F_UNLCK)
 			(*at)->locked = true;
 		if ((!ret && a->type == F_UNLCK && is_whole(a)) ||
@@ -210,6 +244,25 @@ int fs_lock_attempt(struct fs *fs, struct fs_node *node, const struct fs_ask *a,
 	}
 	pthread_mutex_unlock(&l->lock);
 	return ret;
+}
+
+void fs_lock_blockers(struct fs_node *node, const struct fs_ask *a,
+		      uint32_t *steps, fs_lock_found *found, void *arg)
+{
+	const struct fs_range wanted = range_of(a);
+	struct fs_locks *l = locks_of(node);
+	bool enough = false;
+
+	if (!l)
+		return;
+	pthread_mutex_lock(&l->lock);
+	for (struct owner *o = l->owners; o && *steps && !enough; o = o->next) {
+		--*steps;
+		if (!o->flock && o->id != a->owner &&
+		    fs_ranges_conflict(&o->ranges, &wanted, steps))
+			enough = found(arg, o->id);
+	}
+	pthread_mutex_unlock(&l->lock);
 }
 
 static void release(struct fs_node *node, uint64_t id, bool flock, bool idle)
@@ -248,7 +301,7 @@ static int get_ask(struct fs_req *r, struct fs_ask *a, struct fs_node **node)
 	struct fs_handle *h;
 	int ret;
 
-	if (!(r->fs->flags & (flock ? FUSE_FLOCK_LOCKS : FUSE_POSIX_LOCKS)))
+	if (!(fs_flags(r->fs) & (flock ? FUSE_FLOCK_LOCKS : FUSE_POSIX_LOCKS)))
 		return -ENOSYS;
 	if (in->lk_flags & ~FUSE_LK_FLOCK || in->lk.start > in->lk.end ||
 	    in->lk.end > INT64_MAX ||

@@ -6,6 +6,7 @@
 #define MOAT_DEV_FS_LOCK_H
 
 #include "dev/fs/fs.h"
+#include "dev/fs/lockrange.h"
 
 /** struct fs_ask - a lock that is asked for, bytes @start to @end */
 struct fs_ask {
@@ -24,10 +25,23 @@ struct fs_ask {
 int fs_lock_attempt(struct fs *fs, struct fs_node *node, const struct fs_ask *a,
 		    bool keep);
 
+/** fs_lock_found - is that enough? */
+typedef bool fs_lock_found(void *arg, uint64_t owner);
+
+/**
+ * fs_lock_blockers() - who has ranges that @a has to wait for
+ * @steps: owners, and ranges of theirs, that may yet be looked at
+ *
+ * Not what the host has locked, and not flock(2)'s.
+ */
+void fs_lock_blockers(struct fs_node *node, const struct fs_ask *a,
+		      uint32_t *steps, fs_lock_found *found, void *arg);
+
 /** fs_lock_leave() - who waited gives up; what it has locked before stays */
 void fs_lock_leave(struct fs_node *node, uint64_t id, bool flock);
 
-/** fs_lock_wait() - @r waits for that; as a handler returns */
+/** fs_lock_wait() - @r waits for that; as a handler returns. -EDEADLK: for
+ * ever */
 int fs_lock_wait(struct fs_req *r, struct fs_node *node,
 		 const struct fs_ask *a);
 

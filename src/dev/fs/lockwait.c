@@ -3,8 +3,12 @@
  * Who waits for locks. Not in the kernel, where nothing but a signal would end
  * that: what can not be had yet is tried again, by one thread for all. That is
  * at once when the guest unlocks something, and each RETRY_NS for what the host
- * locks. Who waits is bounded by the queues, as each is a request. Nobody looks
- * for deadlocks: the kernel does not either, for locks of this kind.
+ * locks. Who waits is bounded by the queues, as each is a request.
+ *
+ * The kernel does not look for deadlocks among locks of open files, and a guest
+ * (Linux) does not say when who waits is killed. So it is done here, as Linux
+ * does for its processes' locks: who would wait for themselves, by whatever
+ * way, gets EDEADLK. Not for flock(2), as Linux.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +22,11 @@
 #include "os/clock.h"
 
 #define RETRY_NS 20000000u
+/*
+ * Owners, ranges and waiters that are looked at for one deadlock, or in one
+ * round of tries, at some nanoseconds each. What takes more is not found.
+ */
+#define STEPS 65536u
 
 struct fs_waiter {
 	struct fs_waiter *next;
@@ -25,6 +34,10 @@ struct fs_waiter {
 	struct fs_node *node; /* held */
 	struct fs_ask ask;
 	int error; /* not 0: it gives up */
+	/* how a deadlock is looked for */
+	struct fs_waiter *then;
+	uint64_t walk; /* the last that came here */
+	uint64_t news; /* fs->lock_news, when none was found */
 };
 
 #define EARLY 32u /* interrupts that came before what they are for */
@@ -38,6 +51,7 @@ struct fs_lockers {
 	pthread_cond_t wake, started;
 	struct fs_waiter *first, **last; /* only the thread removes */
 	bool again;			 /* something may have changed */
+	uint64_t walks;
 	bool stop, began;
 	int begun; /* 0 or a negative errno */
 };
@@ -66,10 +80,70 @@ static bool was_interrupted(struct fs_lockers *w, uint64_t unique)
 	return false;
 }
 
+/* ---- deadlocks; with the lock held, and nodes' locks within it ---- */
+
+struct walk {
+	struct fs_lockers *w;
+	uint64_t number, owner; /* who shall not be found */
+	struct fs_waiter **last;
+	uint32_t *steps;
+	bool found;
+};
+
+/* @owner is in the way: what do they wait for? */
+static bool go_on(void *arg, uint64_t owner)
+{
+	struct walk *k = arg;
+
+	k->found = owner == k->owner;
+	for (struct fs_waiter *p = k->w->first; p && !k->found && *k->steps;
+	     p = p->next) {
+		--*k->steps;
+		if (p->ask.owner != owner || p->ask.flock || p->error ||
+		    p->walk == k->number)
+			continue;
+		p->walk = k->number;
+		p->then = NULL;
+		*k->last = p;
+		k->last = &p->then;
+	}
+	return k->found;
+}
+
+/*
+ * Does @from wait for its own owner, by way of others that wait? A wait that
+ * was no deadlock can only become one when somebody locks something.
+ */
+static bool is_deadlock(struct fs_lockers *w, struct fs_waiter *from,
+			uint32_t *steps)
+{
+	uint64_t news = __atomic_load_n(&w->fs->lock_news, __ATOMIC_ACQUIRE);
+	struct walk k = { w,	       ++w->walks, from->ask.owner,
+			  &from->then, steps,	   false };
+
+	if (from->ask.flock || from->error || from->news == news)
+		return false;
+	from->walk = k.number;
+	from->then = NULL;
+	for (struct fs_waiter *p = from; p && !k.found && *steps; p = p->then)
+		fs_lock_blockers(p->node, &p->ask, steps, go_on, &k);
+	if (*steps)
+		from->news = news;
+	return k.found;
+}
+
+static void forget(struct fs *fs, struct fs_waiter *p)
+{
+	fs_lock_leave(p->node, p->ask.owner, p->ask.flock);
+	fs_node_put(fs, p->node);
+	free(p);
+}
+
 int fs_lock_wait(struct fs_req *r, struct fs_node *node, const struct fs_ask *a)
 {
 	struct fs_lockers *w = r->fs->lockers;
 	struct fs_waiter *p = malloc(sizeof(*p));
+	uint32_t steps = STEPS;
 
 	if (!p || fs_node_pin(r->fs, node)) {
 		free(p);
@@ -77,10 +151,15 @@ int fs_lock_wait(struct fs_req *r, struct fs_node *node, const struct fs_ask *a)
 		return -ENOLCK;
 	}
 	fs_node_hold(node);
-	*p = (struct fs_waiter){ NULL, r, node, *a, 0 };
+	*p = (struct fs_waiter){ .req = r, .node = node, .ask = *a };
 	pthread_mutex_lock(&w->lock);
 	if (was_interrupted(w, r->in.unique))
 		p->error = -EINTR;
+	if (is_deadlock(w, p, &steps)) {
+		pthread_mutex_unlock(&w->lock);
+		forget(r->fs, p);
+		return -EDEADLK;
+	}
 	*w->last = p;
 	w->last = &p->next;
 	/* What we tried may have been unlocked since. */
@@ -135,6 +214,7 @@ void fs_lock_hurry(struct fs *fs)
 static void try_all(struct fs_lockers *w)
 {
 	struct fs_waiter **at = &w->first, *p;
+	uint32_t steps = STEPS;
 	int ret;
 
 	while ((p = *at)) {
@@ -144,6 +224,8 @@ static void try_all(struct fs_lockers *w)
 			ret = fs_lock_attempt(w->fs, p->node, &p->ask, true);
 			pthread_mutex_lock(&w->lock);
 		}
+		if (ret == -EAGAIN && is_deadlock(w, p, &steps))
+			p->error = -EDEADLK;
 		if (ret == -EAGAIN && !p->error) {
 			at = &p->next;
 			continue;

@@ -36,6 +36,8 @@
 /* Of the device's queues: the one that never waits. */
 #define HIPRIO 1u
 #define DESCRIPTORS_AHEAD 65536u
+#define SPARE_MOST 16384u
+#define SPARE_OWN 128u
 
 static uint64_t features(void *dev)
 {
@@ -156,7 +158,6 @@ static const char *const syscalls[] = {
 	"fchmod",
 	"fchmodat",
 	"fchownat",
-	"truncate",
 	"ftruncate",
 	"utimensat",
 	"umask",
@@ -220,16 +221,29 @@ static const struct moat_device_ops ops = {
 	.hurry = hurry,
 };
 
+/*
+ * Descriptors beside those of the files that the guest knows: it shall be able
+ * to open some when it knows as many as there may be. And there are our own.
+ */
+static uint64_t spare_files(uint64_t files)
+{
+	return (files < 8 * SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
+}
+
 /* A descriptor for each file that the guest knows: as many as there may be. */
 static void raise_files(struct fs_options *opt)
 {
-	struct rlimit l = { opt->files, opt->files };
+	uint64_t want = opt->files + spare_files(opt->files), spare;
+	struct rlimit l = { want, want };
 
 	if (!setrlimit(RLIMIT_NOFILE, &l) || getrlimit(RLIMIT_NOFILE, &l))
 		return;
-	if (l.rlim_max < opt->files)
-		opt->files = l.rlim_max;
-	l.rlim_cur = opt->files;
+	if (l.rlim_max < want) {
+		want = l.rlim_max;
+		spare = spare_files(want);
+		opt->files = want - (spare < want / 2 ? spare : want / 2);
+	}
+	l.rlim_cur = want;
 	setrlimit(RLIMIT_NOFILE, &l);
 }
 
@@ -271,7 +285,7 @@ int main(int argc, char **argv)
 		a.config.no_landlock = true;
 		a.config.syscalls = syscalls;
 	}
-	a.config.files = (uint32_t)a.fs.files;
+	a.config.files = (uint32_t)(a.fs.files + spare_files(a.fs.files));
 	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
 	if (a.fs.dax_window)

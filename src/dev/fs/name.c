@@ -48,7 +48,7 @@ static void fill_entry(const struct fs *fs, const struct fs_node *dir,
 		.attr_valid = valid,
 	};
 	fs_attr(fs, sx, &out->attr);
-	if (fs->flags & FUSE_SUBMOUNTS && node->type == S_IFDIR &&
+	if (fs_flags(fs) & FUSE_SUBMOUNTS && node->type == S_IFDIR &&
 	    node->mount != dir->mount)
 		out->attr.flags = FUSE_ATTR_SUBMOUNT;
 }

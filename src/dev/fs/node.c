@@ -39,18 +39,25 @@ static struct bucket bucket_of(struct fs *fs, uint64_t ino, dev_t dev)
 	return bucket_at(fs, (uint32_t)(h >> 32) % FS_BUCKETS);
 }
 
-static bool is_file(const struct fs_node *n, const struct statx *sx)
+/*
+ * A descriptor keeps the inode, so that its number names no other file. Where
+ * there is none the file may be gone, and the number another one's: the handle
+ * tells (@fd; -1: that can not be told).
+ */
+static bool is_file(const struct fs_node *n, const struct statx *sx, int fd)
 {
 	return n->ino == sx->stx_ino && n->dev == dev_of(sx) &&
-	       n->mount == sx->stx_mnt_id;
+	       n->mount == sx->stx_mnt_id &&
+	       (!n->by_handle ||
+		(fd >= 0 && fs_by_handle_is(n->by_handle, fd)));
 }
 
 /* Under the bucket's lock; looked up once more, and held. */
-static struct fs_node *find(struct bucket b, const struct statx *sx)
+static struct fs_node *find(struct bucket b, const struct statx *sx, int fd)
 {
 	struct fs_node *n = *b.first;
 
-	while (n && !is_file(n, sx))
+	while (n && !is_file(n, sx, fd))
 		n = n->next;
 	if (n) {
 		n->lookups++;
@@ -65,7 +72,7 @@ struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx)
 	struct fs_node *n;
 
 	pthread_mutex_lock(b.lock);
-	n = find(b, sx);
+	n = find(b, sx, -1);
 	pthread_mutex_unlock(b.lock);
 	return n;
 }
@@ -101,7 +108,7 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 	struct fs_node *n;
 
 	pthread_mutex_lock(b.lock);
-	n = find(b, sx);
+	n = find(b, sx, fd);
 	if (!n) {
 		n = fs_table_new(&fs->nodes);
 		if (!n) {
@@ -269,7 +276,7 @@ void fs_nodes_forget_all(struct fs *fs)
 			fs_node_drop(fs, n);
 	if (fs->root)
 		fs_locks_drop(fs->root);
-	fs->said_full = false;
+	__atomic_store_n(&fs->said_full, false, __ATOMIC_RELAXED);
 }
 
 int fs_nodes_init(struct fs *fs)
@@ -301,9 +308,12 @@ void fs_nodes_fini(struct fs *fs)
 	if (fs->buckets)
 		fs_nodes_forget_all(fs);
 	if (fs->root) {
-		fs_locks_free(fs->root->locks);
-		close(fs->root->fd);
+		/* The guest's hold on it, which never ends, and ours. */
+		fs_node_drop(fs, fs->root);
+		fs_node_drop(fs, fs->root);
 	}
+	for (uint32_t i = 0; i < fs->nmounts; i++)
+		close(fs->mounts[i].fd);
 	free(fs->buckets);
 	fs_table_fini(&fs->nodes);
 }

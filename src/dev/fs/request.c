@@ -49,7 +49,7 @@ static int check_names(const struct fs_req *r)
 /* SETXATTR alone has a structure whose size was agreed. */
 static uint32_t structure_size(const struct fs_req *r)
 {
-	uint64_t flags = __atomic_load_n(&r->fs->flags, __ATOMIC_RELAXED);
+	uint64_t flags = fs_flags(r->fs);
 
 	if (r->in.opcode == FUSE_SETXATTR && !(flags & FUSE_SETXATTR_EXT))
 		return FUSE_COMPAT_SETXATTR_IN_SIZE;

@@ -97,7 +97,6 @@ int fs_op_init(struct fs_req *r)
 	if (flags & FUSE_INIT_EXT)
 		flags |= (uint64_t)in->flags2 << 32;
 	flags &= wanted(fs);
-	fs->minor = in->minor;
 	__atomic_store_n(&fs->flags, flags, __ATOMIC_RELAXED);
 	__atomic_store_n(&fs->inited, true, __ATOMIC_RELEASE);
 	moat_device_log(fs->log, MOAT_DEVICE_INFO,
@@ -108,7 +107,6 @@ int fs_op_init(struct fs_req *r)
 /* As a Linux of today would have agreed. */
 void fs_assume_session(struct fs *fs)
 {
-	fs->minor = MINOR;
 	__atomic_store_n(&fs->flags, wanted(fs), __ATOMIC_RELAXED);
 	if (!__atomic_exchange_n(&fs->inited, true, __ATOMIC_ACQ_REL))
 		moat_device_log(fs->log, MOAT_DEVICE_WARNING,

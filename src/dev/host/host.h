@@ -17,10 +17,10 @@
 
 #include "core/devq.h"
 #include "dev/host/inflight.h"
+#include "dev/host/memory.h"
 #include "dev/host/shmem.h"
 #include "os/log.h"
 #include "os/loop.h"
-#include "vu/memory.h"
 #include "vu/server.h"
 
 struct moat_worker;
@@ -74,7 +74,7 @@ struct moat_device {
 	struct moat_vu_server server;
 	struct moat_source server_src;
 	struct moat_host_shmem shmem; /* and the channel for our requests */
-	struct moat_vu_memory mem;
+	struct moat_host_memory mem;
 	struct moat_inflight inflight;
 	uint64_t accepted;
 	uint64_t status;

@@ -130,20 +130,38 @@ static void say_broken(struct moat_queue *q)
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
 	/* Who hears of it from the err eventfd finds it in the status. */
 	__atomic_store_n(&d->broken, true, __ATOMIC_RELEASE);
-	moat_worker_signal(q->worker, q->err_fd);
+	moat_worker_signal(q->worker,
+			   __atomic_load_n(&q->err_fd, __ATOMIC_RELAXED));
 	moat_eventfd_signal(d->wake_src.fd);
 }
 
 /* The driver is waiting. An eventfd that blocks once is not tried again. */
 static void call(struct moat_queue *q)
 {
-	if (q->call_blocks || q->call_fd < 0 ||
-	    !moat_worker_signal(q->worker, q->call_fd))
+	int fd = __atomic_load_n(&q->call_fd, __ATOMIC_RELAXED);
+
+	if (q->call_blocks || fd < 0 || !moat_worker_signal(q->worker, fd))
 		return;
 	q->call_blocks = true;
 	if (!q->broken_why)
 		q->broken_why = "broken: its call eventfd is full and blocks; "
 				"the front-end has to make it non-blocking";
+}
+
+/* The next request is in the worker's scratch; memory is looked up in it. */
+static bool next_chain(struct moat_queue *q)
+{
+	struct moat_worker *w = q->worker;
+	int ret;
+
+	moat_worker_refresh(w);
+	ret = moat_devq_peek(&q->devq, &w->map, &w->chain);
+	/* It may be in memory that came after we had looked. */
+	if (ret < 0 && moat_worker_refresh(w)) {
+		memset(&q->devq.fault, 0, sizeof(q->devq.fault));
+		ret = moat_devq_peek(&q->devq, &w->map, &w->chain);
+	}
+	return ret > 0;
 }
 
 bool moat_queue_serve(struct moat_queue *q)
@@ -153,7 +171,7 @@ bool moat_queue_serve(struct moat_queue *q)
 	uint32_t n;
 
 	for (n = 0; n < BUDGET && !is_broken(q); n++) {
-		if (moat_devq_peek(&q->devq, &w->map, &w->chain) <= 0)
+		if (!next_chain(q))
 			break;
 		if (!moat_inflight_room(&q->inflight, &q->devq))
 			moat_queue_publish(q);
@@ -422,7 +440,7 @@ int moat_queue_remap(struct moat_queue *q, struct moat_vu_memory *mem)
 int moat_queue_start(struct moat_queue *q)
 {
 	struct moat_vring ring;
-	int ret = find_ring(q, &q->device->mem, &ring);
+	int ret = find_ring(q, &q->device->mem.table, &ring);
 
 	if (!ret)
 		ret = moat_worker_call(q->worker, q, true, start_on_worker,

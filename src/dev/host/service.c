@@ -135,6 +135,7 @@ static void block_signals(sigset_t *set)
 	sigprocmask(SIG_BLOCK, set, NULL);
 	sigdelset(set, SIGCHLD);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* a file too long is EFBIG, for who asked */
 }
 
 static int listen_for_vmm(struct service *v)
@@ -193,6 +194,7 @@ static int set_up(struct service *v, const sigset_t *signals)
 
 	if (!ret)
 		ret = moat_host_shmem_init(d);
+	moat_host_memory_init(d);
 	if (ret)
 		return ret;
 	v->signal_src = (struct moat_source){
@@ -349,6 +351,7 @@ static int run(struct service *v, const sigset_t *signals)
 		ret = one_vmm(v);
 	stop_workers(d);
 	moat_host_shmem_fini(d);
+	moat_host_memory_fini(d);
 	moat_fd_close(&v->signal_src.fd);
 	moat_fd_close(&d->wake_src.fd);
 	moat_loop_fini(&d->loop);

@@ -151,65 +151,6 @@ static int op_get_queue_num(void *dev, uint64_t *num)
 	return 0;
 }
 
-/* ---- guest memory ---- */
-
-static int op_get_max_mem_slots(void *dev, uint64_t *num)
-{
-	(void)dev;
-	*num = MOAT_VU_MEMORY_MAX;
-	return 0;
-}
-
-/* A ring that lost its memory can not be gone on with. */
-static int adopt(struct moat_device *d, struct moat_vu_memory *mem)
-{
-	int ret = moat_workers_adopt(d, mem);
-
-	if (ret) {
-		d->over = true;
-		d->end = ret;
-	}
-	return ret;
-}
-
-static int op_set_mem_table(void *dev, const struct moat_vu_mem_region *r,
-			    uint32_t n, int *fds)
-{
-	struct moat_device *d = dev;
-	struct moat_vu_memory next;
-	int ret;
-
-	moat_vu_memory_init(&next, d->log);
-	ret = moat_vu_memory_map(&next, r, n, fds);
-	if (ret)
-		return ret;
-	ret = adopt(d, &next);
-	moat_vu_memory_replace(&d->mem, &next);
-	return ret;
-}
-
-static int op_add_mem_region(void *dev, const struct moat_vu_mem_region *r,
-			     int *fd)
-{
-	struct moat_device *d = dev;
-	int ret = moat_vu_memory_add(&d->mem, r, *fd);
-
-	return ret ? ret : adopt(d, &d->mem);
-}
-
-static int op_del_mem_region(void *dev, const struct moat_vu_mem_region *r)
-{
-	struct moat_device *d = dev;
-	struct moat_region gone;
-	int ret = moat_vu_memory_take(&d->mem, r, &gone);
-
-	if (ret)
-		return ret;
-	ret = adopt(d, &d->mem);
-	moat_mem_unmap(gone.host, gone.size);
-	return ret;
-}
-
 /* ---- queues ---- */
 
 static int op_set_vring_num(void *dev, uint32_t index, uint32_t num)
@@ -272,7 +213,8 @@ static void replace_fd(struct moat_queue *q, int *slot, int *fd)
 {
 	int old = *slot;
 
-	*slot = moat_fd_take(fd);
+	/* The worker looks at it whenever it likes. */
+	__atomic_store_n(slot, moat_fd_take(fd), __ATOMIC_RELAXED);
 	if (q->started)
 		moat_queue_update(q);
 	moat_fd_close(&old);
@@ -467,10 +409,10 @@ static const struct moat_vu_server_ops ops = {
 	.set_owner = op_set_owner,
 	.reset = op_reset,
 	.get_queue_num = op_get_queue_num,
-	.get_max_mem_slots = op_get_max_mem_slots,
-	.set_mem_table = op_set_mem_table,
-	.add_mem_region = op_add_mem_region,
-	.del_mem_region = op_del_mem_region,
+	.get_max_mem_slots = moat_host_get_max_mem_slots,
+	.set_mem_table = moat_host_set_mem_table,
+	.add_mem_region = moat_host_add_mem_region,
+	.del_mem_region = moat_host_del_mem_region,
 	.set_vring_num = op_set_vring_num,
 	.set_vring_addr = op_set_vring_addr,
 	.set_vring_base = op_set_vring_base,
@@ -516,7 +458,6 @@ int moat_session_begin(struct moat_device *d, int fd)
 	d->end = 0;
 	d->accepted = d->status = 0;
 	moat_vu_server_init(&d->server, fd, &ops, d, d->log);
-	moat_vu_memory_init(&d->mem, d->log);
 	moat_inflight_init(&d->inflight);
 	d->server_src = (struct moat_source){ fd, on_message, d };
 	d->wake_src.ready = on_wake;
@@ -526,13 +467,9 @@ int moat_session_begin(struct moat_device *d, int fd)
 
 void moat_session_finish(struct moat_device *d)
 {
-	struct moat_vu_memory none;
-
 	moat_loop_unwatch(&d->loop, &d->server_src);
 	stop_all(d);
-	moat_vu_memory_init(&none, d->log);
-	moat_workers_adopt(d, &none);
-	moat_vu_memory_fini(&d->mem);
+	moat_host_memory_forget(d);
 	moat_inflight_fini(&d->inflight);
 	for (uint32_t i = 0; i < d->config->num_queues; i++) {
 		struct moat_queue *q = &d->queues[i];

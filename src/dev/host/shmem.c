@@ -164,6 +164,7 @@ static int error_of(uint64_t status)
 	case 0:
 		return 0;
 	case EINTR:
+	case EAGAIN:
 		return -EINTR;
 	case ENOTCONN:
 		return -ENOTCONN;

@@ -117,11 +117,13 @@ static bool turn(struct moat_worker *w)
 {
 	bool busy = run_command(w);
 
+	moat_worker_refresh(w);
 	for_each_queue(w, q) if (q->running && q->serving &&
 				 !concerns(pending_command(w), q)) busy |=
 		moat_queue_serve(q);
 	busy |= poll_device(w);
 	for_each_queue(w, q) if (q->running) busy |= moat_queue_publish(q);
+	moat_worker_rest(w);
 	return busy;
 }
 
@@ -319,6 +321,8 @@ static int adopt(struct moat_queue *unused, void *arg)
 	       a->mem->map.n * sizeof(*w->regions));
 	w->map.n = a->mem->map.n;
 	w->map.last = 0;
+	/* The control thread waits: there is no other version meanwhile. */
+	w->version = w->device->mem.version;
 	tell_memory(w);
 	for_each_queue(w, q) if (q->running && moat_queue_remap(q, a->mem))
 		ret = -EFAULT;

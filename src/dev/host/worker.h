@@ -40,6 +40,8 @@ struct moat_worker {
 	/* its own copy of guest memory: lookups keep state */
 	struct moat_memmap map;
 	struct moat_region regions[MOAT_VU_MEMORY_MAX];
+	uint32_t version; /* of guest memory, that this is */
+	uint32_t rested;  /* the last with no request outstanding; atomic */
 	struct moat_chain chain; /* scratch */
 	uint32_t calls;		 /* of moat_worker_signal(); odd while in one */
 	uint32_t calls_seen;	 /* by moat_workers_watch() */
