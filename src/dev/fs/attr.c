@@ -238,6 +238,8 @@ int fs_op_setattr(struct fs_req *r)
 	if (!node)
 		return -ESTALE;
 	fs_dax_sync(r->fs, node);
+	if (in->valid & FATTR_SIZE)
+		fs_dax_expect(node, in->size);
 	ret = set_attr(r, node, in);
 	fs_dax_sync(r->fs, node);
 	if (!ret)

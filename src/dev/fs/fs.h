@@ -14,7 +14,8 @@
  *     session   INIT: what both sides agree on
  *     name      from names to nodes: lookup, create, link, rename, remove
  *     attr      attributes; file: open files; data: their bytes; dir: readdir
- *     xattr     extended attributes; lock: locks; dax: files in the window
+ *     xattr     extended attributes; lock: locks
+ *     dax       files in the window; window, tail, syncer: see dax.h
  *     notify    what others change, told to the guest; watch: inotify; notice:
  *               what waits to be told
  *     ids       whose rights a request has: users, groups, their translation
@@ -577,6 +578,8 @@ void fs_dax_stop(struct fs *fs);
  * Return: 0 or a negative errno: it must not be told.
  */
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
+/** fs_dax_expect() - the guest itself makes it that short now */
+void fs_dax_expect(struct fs_node *node, uint64_t size);
 /** fs_dax_sync() - before and after a request that reads or changes data */
 void fs_dax_sync(struct fs *fs, const struct fs_node *node);
 /**
