@@ -3,6 +3,7 @@
 late, badly or never: tests/tools/window.c does what its requests say."""
 import errno
 import mmap
+import os
 import signal
 import socket
 import struct
@@ -12,11 +13,11 @@ import pytest
 
 import vhost_user as vu
 from guard import Guard
-from guest import Vmm
+from guest import MIB, Vmm
 from split_ring import WRITE
 from test_shmem import FENCE, MAP, PAGE, UNMAP, asked, say
-from vhost_user import (REPLY, VERSION, BackendRequest, Protocol, Request,
-                        mask)
+from vhost_user import (REPLY, VERSION, BackendRequest, Protocol, Region,
+                        Request, mask)
 
 ORDER = struct.Struct("<IIQQQII")
 OP_MAP, OP_UNMAP, OP_USABLE = 1, 2, 3
@@ -329,6 +330,39 @@ def test_a_reset_forgets_all(window, vmm):
         queue.start()
     assert do(vmm, OP_UNMAP, offset=PAGE, status=1)[0] == 0
     assert tell(vmm, OP_UNMAP, offset=PAGE) == -errno.ENOENT
+
+
+def test_memory_comes_and_goes_while_a_mapping_is_waited_for(keep, window):
+    """QEMU tells of each mapping as of memory, and answers nothing else until
+    we have answered that: the request that it is about must not wait for
+    itself."""
+    vmm = keep(Vmm.connect(window.path, add_mem_reg=True)).setup(queues=4)
+    more = Region(0x2_0000_0000, MIB, 0x7f41_0000_0000, 0)
+    memory = os.memfd_create("more", os.MFD_CLOEXEC)
+    os.ftruncate(memory, MIB)
+    for n in range(100):
+        dst = order(vmm, OP_MAP, offset=n * PAGE)
+        vu.close_all(asked(vmm)[0].fds)
+        assert not vmm.fe.add_mem_reg(more, memory)
+        if n % 2:
+            assert not vmm.fe.rem_mem_reg(more)
+        say(vmm, MAP)
+        assert result(vmm, dst) == 0
+        # What came is there for the next request, whatever its queue.
+        if not n % 2:
+            queue = vmm.queues[n % 4]
+            os.pwrite(memory, ORDER.pack(OP_USABLE, 0, 0, 0, 0, 0, 0), 64)
+            queue.ring.add([(more.guest_address + 64, ORDER.size, 0),
+                            (more.guest_address + 128, 4, WRITE)])
+            queue.publish()
+            queue.wait_used()
+            assert os.pread(memory, 4, 128) == struct.pack("<i", 1)
+            assert not vmm.fe.rem_mem_reg(more)
+    os.close(memory)
+    # Nothing of it stays mapped for long.
+    tell(vmm, OP_USABLE)
+    assert not vmm.fe.add_mem_reg(more, vmm.ram.fds[0])
+    assert len([m for m in window.mappings() if "more" in m]) < 10
 
 
 def fence_asked(vmm):
