@@ -115,6 +115,8 @@ static int entered(void *dev, int root_fd, int proc_fd)
 	ret = fs_table_init(&fs->handles, sizeof(struct fs_handle),
 			    max < UINT32_MAX ? (uint32_t)max : UINT32_MAX);
 	if (!ret)
+		ret = fs_table_scatter(&fs->handles);
+	if (!ret)
 		ret = fs_nodes_init(fs);
 	if (!ret)
 		ret = fs_lockers_start(fs);
