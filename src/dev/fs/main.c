@@ -229,7 +229,7 @@ static const struct moat_device_ops ops = {
  */
 static uint64_t spare_files(uint64_t files)
 {
-	return (files < 8 * SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
+	return (files / 8 < SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
 }
 
 /* A descriptor for each file that the guest knows: as many as there may be. */

@@ -49,7 +49,7 @@ bool fs_xattr_moves_capability(const struct fs *fs)
 	char host[XATTR_NAME_MAX + 1];
 
 	return !fs_xattrmap_to_host(fs->opt->xattr_rules, name, host) &&
-	       strcmp(name, host);
+	       strcmp(name, host) != 0;
 }
 
 /* ---- ids within access control lists ---- */
