@@ -318,7 +318,7 @@ int fs_nodes_init(struct fs *fs)
 		ret = fs_node_enter(fs, fs->root_fd, &sx, &fs->root);
 	fs->root_fd = -1;
 	/* The first of all: its id is FUSE_ROOT_ID. */
-	return ret;
+	return ret ? ret : fs_table_scatter(&fs->nodes);
 }
 
 void fs_nodes_fini(struct fs *fs)
