@@ -20,6 +20,8 @@ int fs_node_stat(struct fs *fs, struct fs_node *node, struct statx *sx)
 {
 	int ret = fs_statx(node->fd, sx);
 
+	if (!ret)
+		fs_node_seen(node, sx);
 	return ret ? ret : fs_dax_cover(fs, node, sx->stx_size);
 }
 
@@ -128,17 +130,18 @@ static int set_owner(struct fs_req *r, const struct fs_node *node,
 	if (ret)
 		return ret;
 	/* The kernel clears the bits by itself, but for who may keep one. */
-	fs_fsetid(r, !r->in.uid);
+	fs_fsetid(r, node, !r->in.uid);
 	return fchownat(node->fd, "", uid, gid,
 			AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW)
 		       ? -errno
 		       : 0;
 }
 
-static int set_size(struct fs_req *r, const struct fs_node *node,
+static int set_size(struct fs_req *r, struct fs_node *node,
 		    const struct fuse_setattr_in *in)
 {
 	struct fs_handle *h;
+	struct statx sx;
 	char name[16];
 	int ret;
 
@@ -146,7 +149,10 @@ static int set_size(struct fs_req *r, const struct fs_node *node,
 		return node->type == S_IFDIR ? -EISDIR : -EINVAL;
 	if (in->size > INT64_MAX)
 		return -EFBIG;
-	fs_fsetid(r, !(in->valid & FATTR_KILL_SUIDGID));
+	/* What came before may have changed it. */
+	if (in->valid & FATTR_KILL_SUIDGID && !fs_statx(node->fd, &sx))
+		fs_node_seen(node, &sx);
+	fs_fsetid(r, node, !(in->valid & FATTR_KILL_SUIDGID));
 	if (!(in->valid & FATTR_FH))
 		return truncate(fs_fd_name(node->fd, name), (off_t)in->size)
 			       ? -errno
@@ -190,7 +196,7 @@ static int set_times(const struct fs_node *node,
 }
 
 /* In this order: a change of the owner clears mode bits. */
-static int set_attr(struct fs_req *r, const struct fs_node *node,
+static int set_attr(struct fs_req *r, struct fs_node *node,
 		    const struct fuse_setattr_in *in)
 {
 	uint32_t v = in->valid;
@@ -200,7 +206,7 @@ static int set_attr(struct fs_req *r, const struct fs_node *node,
 	if (v & (FATTR_UID | FATTR_GID))
 		ret = set_owner(r, node, in);
 	if (!ret && v & FATTR_MODE) {
-		fs_fsetid(r, true);
+		fs_fsetid(r, node, true);
 		if (node->type == S_IFLNK)
 			ret = -EOPNOTSUPP;
 		else if (chmod(fs_fd_name(node->fd, name), in->mode & 07777))

@@ -165,7 +165,8 @@ int fs_op_write(struct fs_req *r)
 	if (h->flags & (O_SYNC | O_DSYNC | O_DIRECT) && !fs_may_block(r)) {
 		ret = FS_DEFER;
 	} else {
-		fs_fsetid(r, !(in->write_flags & FUSE_WRITE_KILL_SUIDGID));
+		fs_fsetid(r, h->node,
+			  !(in->write_flags & FUSE_WRITE_KILL_SUIDGID));
 		fs_dax_sync(r->fs, h->node);
 		ret = write_all(r, h, in, skip);
 		ret = show(r->fs, h->node, ret);
@@ -190,7 +191,7 @@ int fs_op_fallocate(struct fs_req *r)
 		return -EBADF;
 	/* Without a flag that asks for it: root keeps the bits, others do not.
 	 */
-	fs_fsetid(r, !r->in.uid);
+	fs_fsetid(r, h->node, !r->in.uid);
 	fs_dax_sync(r->fs, h->node);
 	ret = fallocate(h->fd, (int)in->mode, (off_t)in->offset,
 			(off_t)in->length)
@@ -244,7 +245,7 @@ int fs_op_copy_file_range(struct fs_req *r)
 
 		fs_dax_sync(r->fs, a->node);
 		fs_dax_sync(r->fs, b->node);
-		fs_fsetid(r, !r->in.uid);
+		fs_fsetid(r, b->node, !r->in.uid);
 		n = copy_file_range(a->fd, &from, b->fd, &to, len, 0);
 		if (n < 0)
 			n = -errno;

@@ -45,6 +45,15 @@ static bool is_file(const struct fs_node *n, const struct statx *sx)
 	       n->mount == sx->stx_mnt_id;
 }
 
+void fs_node_seen(struct fs_node *node, const struct statx *sx)
+{
+	bool set = (sx->stx_mode & (S_ISGID | S_IXGRP)) == S_ISGID &&
+		   S_ISREG(sx->stx_mode);
+
+	__atomic_store_n(&node->setgid, set ? UINT64_C(1) + sx->stx_gid : 0,
+			 __ATOMIC_RELAXED);
+}
+
 /* Under the bucket's lock; looked up once more, and held. */
 static struct fs_node *find(struct bucket b, const struct statx *sx)
 {
@@ -54,6 +63,7 @@ static struct fs_node *find(struct bucket b, const struct statx *sx)
 		n = n->next;
 	if (n) {
 		n->lookups++;
+		fs_node_seen(n, sx);
 		fs_table_hold(&n->slot);
 	}
 	return n;
@@ -117,6 +127,7 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->dev = dev_of(sx);
 		n->mount = sx->stx_mnt_id;
 		n->type = sx->stx_mode & S_IFMT;
+		fs_node_seen(n, sx);
 		n->locks = NULL;
 		n->ranges = n->tails = n->first_tail = 0;
 		n->shown = 0;
