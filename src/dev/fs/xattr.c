@@ -124,7 +124,7 @@ static int set(struct fs_req *r, struct fs_node *node, const char *host)
 	ret = translate_acl(r->fs, host, value, in->size, false);
 	if (ret)
 		return ret;
-	fs_fsetid(r, true);
+	fs_fsetid(r, node, true);
 	if (setxattr(fs_fd_name(node->fd, path), host, value, in->size,
 		     (int)in->flags))
 		return -errno;
