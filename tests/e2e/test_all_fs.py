@@ -148,7 +148,8 @@ def test_a_guest_lives_on_when_the_daemon_is_killed(vmm):
 def test_after_a_kill_a_fresh_daemon_serves_the_next_guest():
     with Shared("uml") as s:
         s.guest.run("cd /mnt/w; echo kept >file; ../fsops load . 1 1 "
-                    ">/dev/null 2>&1 & sleep 1; sync")
+                    ">/tmp/load 2>&1 & until grep -q 'load 1: 63' /tmp/load; "
+                    "do usleep 10000; done")
         os.kill(s.daemon.pid, signal.SIGKILL)
         s.daemon.wait()
         s.guest.kill()
