@@ -61,6 +61,20 @@ static const struct moat_device_type types[] = {
 	{ NULL },
 };
 
+/* virtio 1.4, 5.11.2 and 5.11.3: a queue of buffers among those of requests. */
+#define VIRTIO_ID_FS 26u
+#define FS_F_NOTIFICATION MOAT_BIT(0)
+#define FS_NOTIFICATION_QUEUE 1u
+
+uint32_t moat_policy_drain_ms(const struct moat_device_type *type,
+			      uint64_t features, uint32_t index)
+{
+	if (type->virtio_id == VIRTIO_ID_FS && index == FS_NOTIFICATION_QUEUE &&
+	    features & FS_F_NOTIFICATION)
+		return BUFFERS;
+	return type->drain_ms;
+}
+
 #define VIRTIO_ID_BLOCK 2u
 #define VIRTIO_BLK_F_SIZE_MAX 1
 #define VIRTIO_BLK_F_SEG_MAX 2

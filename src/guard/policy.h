@@ -45,6 +45,13 @@ struct moat_device_type {
 /** moat_device_type() - by @name, or NULL */
 const struct moat_device_type *moat_device_type(const char *name);
 
+/**
+ * moat_policy_drain_ms() - drain_ms of one queue of the device
+ * @features: that the driver took
+ */
+uint32_t moat_policy_drain_ms(const struct moat_device_type *type,
+			      uint64_t features, uint32_t index);
+
 /** moat_device_types() - all of them, ended by one without a name */
 const struct moat_device_type *moat_device_types(void);
 

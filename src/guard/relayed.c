@@ -286,9 +286,11 @@ int moat_relayed_start(struct moat_vring_ctl *v, const struct moat_vring *front)
 	return ret;
 }
 
-static uint32_t patience_ms(const struct moat_session *s)
+static uint32_t patience_ms(const struct moat_vring_ctl *v)
 {
-	uint32_t ms = s->config->type->drain_ms;
+	const struct moat_session *s = v->session;
+	uint32_t ms =
+		moat_policy_drain_ms(s->config->type, s->accepted, v->index);
 
 	return s->impatient && ms > DRAIN_IMPATIENT_MS ? DRAIN_IMPATIENT_MS
 						       : ms;
@@ -302,7 +304,7 @@ static void wait_for_backend(struct moat_vring_ctl *v)
 	uint64_t total =
 		s->impatient ? DRAIN_IMPATIENT_TOTAL_MS : DRAIN_TOTAL_MS;
 	uint64_t end = now + total * MOAT_NS_PER_MS;
-	uint64_t quiet = (uint64_t)MOAT_NS_PER_MS * patience_ms(s);
+	uint64_t quiet = (uint64_t)MOAT_NS_PER_MS * patience_ms(v);
 	uint64_t next = now + quiet;
 	unsigned int did;
 

@@ -95,6 +95,7 @@ class Op(enum.IntEnum):
     STATX = 52
 
 
+NOTIFICATION = 1 << 0  # the feature bit
 NO_REPLY = (Op.FORGET, Op.BATCH_FORGET)
 
 
@@ -244,22 +245,26 @@ def dirents(data, plus):
 class Fs:
     """One mounted client of a daemon that listens at @path.
 
-    Its queues are the high-priority one and @queues for requests. With
-    init=False no INIT is sent. Requests of the methods go to queue @queue.
+    Its queues are the high-priority one and @queues for requests; with @notify
+    there is one for notifications, too. With init=False no INIT is sent.
+    Requests of the methods go to queue @queue.
     """
 
     def __init__(self, path, queues=1, init=True, features=OFFERABLE, num=64,
-                 flags=LINUX, timeout=10, vmm=None):
+                 flags=LINUX, timeout=10, vmm=None, notify=False):
         ram = None if vmm else GuestRam(LAYOUT)
+        if notify:
+            features |= NOTIFICATION
         self.vmm = vmm or Vmm.connect(path, ram=ram, features=features)
         self.timeout = timeout
         try:
-            self.vmm.setup(queues=1 + queues, num=num)
+            self.vmm.setup(queues=1 + notify + queues, num=num)
         except BaseException:
             self.close()
             raise
         self.ram = self.vmm.ram
         self.hiprio, *self.requests = self.vmm.queues
+        self.notifications = self.requests.pop(0) if notify else None
         self.slots = []
         for _ in range(SLOTS):
             at = self.ram.alloc(SLOT, 4096, bank=2)

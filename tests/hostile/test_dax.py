@@ -235,6 +235,64 @@ def test_a_file_that_grows_takes_few_mappings(dax):
     assert dax.window.read(310 * 1000, 4) == b"host"
 
 
+@pytest.mark.parametrize("left", [0, 100, PAGE, 5 * PAGE, 5 * PAGE + 9])
+def test_what_the_host_cuts_off_is_soon_not_there(dax, left):
+    """To touch it would be the end of a VMM; the rest stays, and what comes
+    back is shown once the guest hears of it."""
+    data = pattern(1, 16 * PAGE + 5)
+    node = dax.make("a", data)
+    dax.setup(node, 0, 8 * PAGE, 0, READ | WRITE)
+    dax.setup(node, 8 * PAGE, 16 * PAGE, 8 * PAGE, READ | WRITE)
+    os.truncate(dax.path("a"), left)
+    pages = -(-left // PAGE)
+    until(lambda: {p for p in dax.window.pages() if p < 16 * PAGE}
+          == {p * PAGE for p in range(pages)}, "only what is left")
+    assert dax.window.read(0, pages * PAGE) \
+        == data[:left].ljust(pages * PAGE, b"\0")
+    with open(dax.path("a"), "ab") as f:
+        f.write(data[left:])
+    assert dax.fs.getattr(node).size == len(data)
+    assert dax.window.read(0, len(data)) == data
+    dax.window.write(7 * PAGE + 3, b"guest")
+    dax.synced(node)
+    assert dax.host("a")[7 * PAGE + 3:][:5] == b"guest"
+
+
+def test_what_the_guest_cuts_off_is_not_mapped_anew(dax):
+    node = dax.make("a", pattern(1, 16 * PAGE))
+    fh = dax.fs.open(node)
+    dax.setup(node, 0, 16 * PAGE, 0, READ | WRITE)
+    for how in (lambda: dax.fs.truncate(node, 5 * PAGE, fh),
+                lambda: dax.fs.truncate(node, 5 * PAGE),
+                lambda: dax.fs.open(node, os.O_RDWR | os.O_TRUNC)):
+        how()
+        dax.fs.truncate(node, 16 * PAGE)
+        os.truncate(dax.path("a"), 16 * PAGE)
+    asked = dax.window.asked
+    other = dax.make("b", pattern(1, 9))
+    dax.setup(other, 0, PAGE, 20 * PAGE, READ | WRITE)
+    dax.window.write(20 * PAGE, b"g")
+    until(lambda: dax.host("b")[:1] == b"g", "the syncer has been around")
+    assert dax.window.asked == asked + 1
+
+
+def test_a_guest_that_begins_anew_has_nothing_mapped(dax):
+    """INIT without DESTROY, after a reset of the device or not."""
+    for n in range(2):
+        node = dax.make("a", pattern(n, 3 * PAGE + 5))
+        dax.setup(node, 0, 8 * PAGE, 0)
+        if n:
+            for queue in dax.fs.vmm.queues:
+                queue.stop()
+            dax.fs.vmm.fe.set_status(0)
+            for queue in dax.fs.vmm.queues:
+                queue.start()
+            dax.fs.vmm.driver_ok()
+            dax.fs.vmm.fe.get_features()
+        dax.fs.init()
+        assert not dax.window.maps
+
+
 def test_programs_stay_programs(dax):
     """Mapped for reading, the host can run them."""
     node = dax.make("p", b"#!/bin/true\n" + bytes(2 * PAGE), 0o755)
@@ -413,6 +471,7 @@ def test_a_file_is_mapped_thousands_of_times(keep, folder, sanitized):
     dax = Dax(keep, folder, sanitized)
     node = dax.make("a", pattern(1, 100))
     before = dax.share.daemon.memory()
+    dax.fs.timeout = 100
     for n in range(SIZE // PAGE - 2):
         try:
             dax.setup(node, 0, PAGE, n * PAGE)

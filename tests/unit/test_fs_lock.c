@@ -23,6 +23,7 @@
 #include <cmocka.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/notify.h"
 
 #define ALL INT64_MAX
 #define DEADLINE_S 10
@@ -74,6 +75,12 @@ int fs_req_put(struct fs_req *r, const void *data, uint32_t len)
 	assert_int_equal(len, sizeof(a->out));
 	memcpy(&a->out, data, len);
 	return 0;
+}
+
+void fs_notify_unwatch(struct fs *fs, struct fs_node *node)
+{
+	(void)fs;
+	assert_null(node->watch);
 }
 
 int fs_statx(int fd, struct statx *sx)

@@ -54,7 +54,9 @@ static int put_attr(struct fs_req *r, const struct statx *sx)
 	return fs_req_put(r, &out, sizeof(out));
 }
 
-int fs_op_getattr(struct fs_req *r)
+/* Of the request's node, in either form. */
+static int reply_stat(struct fs_req *r,
+		      int (*put)(struct fs_req *r, const struct statx *sx))
 {
 	struct fs_node *node = fs_node_get(r->fs, r->in.nodeid);
 	struct statx sx;
@@ -64,7 +66,12 @@ int fs_op_getattr(struct fs_req *r)
 		return -ESTALE;
 	ret = fs_node_stat(r->fs, node, &sx);
 	fs_node_put(r->fs, node);
-	return ret ? ret : put_attr(r, &sx);
+	return ret ? ret : put(r, &sx);
+}
+
+int fs_op_getattr(struct fs_req *r)
+{
+	return reply_stat(r, put_attr);
 }
 
 static struct fs_sx_time sx_time(struct statx_timestamp t)
@@ -102,15 +109,7 @@ static int put_statx(struct fs_req *r, const struct statx *sx)
 
 int fs_op_statx(struct fs_req *r)
 {
-	struct fs_node *node = fs_node_get(r->fs, r->in.nodeid);
-	struct statx sx;
-	int ret;
-
-	if (!node)
-		return -ESTALE;
-	ret = fs_node_stat(r->fs, node, &sx);
-	fs_node_put(r->fs, node);
-	return ret ? ret : put_statx(r, &sx);
+	return reply_stat(r, put_statx);
 }
 
 /* ---- SETATTR ---- */
@@ -238,6 +237,8 @@ int fs_op_setattr(struct fs_req *r)
 	if (!node)
 		return -ESTALE;
 	fs_dax_sync(r->fs, node);
+	if (in->valid & FATTR_SIZE)
+		fs_dax_expect(node, in->size);
 	ret = set_attr(r, node, in);
 	fs_dax_sync(r->fs, node);
 	if (!ret)

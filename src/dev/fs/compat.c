@@ -42,7 +42,7 @@ static char *option_of(const char *word, size_t len, bool *failed)
 
 	for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++) {
 		if (strlen(others[i].word) != n ||
-		    memcmp(others[i].word, word, n))
+		    memcmp(others[i].word, word, n) != 0)
 			continue;
 		if (!others[i].option)
 			return NULL;

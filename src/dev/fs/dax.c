@@ -21,36 +21,22 @@
  * changes the file first: one of both sees what the other did.
  */
 #include <errno.h>
-#include <linux/virtio_fs.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "dev/fs/dax.h"
 
-#define SYNC_NS 50000000 /* how soon a tail shows what the other side did */
-#define THOROUGH 20u	 /* each so many rounds also what looks unchanged */
-#define AT_ONCE 64u	 /* tails, before somebody else gets the lock */
-
 /* ---- ranges ---- */
 
-static int stat_range(struct fs *fs, const struct fs_range *r, struct statx *sx)
+/* One range more. Until that is covered, all look at the file themselves. */
+static uint64_t count(struct fs_node *node)
 {
-	int ret = fs_node_pin(fs, r->node);
+	uint64_t shown = __atomic_exchange_n(&node->shown, 0, __ATOMIC_SEQ_CST);
 
-	if (ret)
-		return ret;
-	ret = fs_statx(r->node->fd, sx);
-	fs_node_unpin(fs, r->node);
-	return ret;
-}
-
-static void count(struct fs_node *node)
-{
-	__atomic_store_n(&node->shown, 0, __ATOMIC_SEQ_CST);
-	__atomic_fetch_add(&node->ranges, 1, __ATOMIC_SEQ_CST);
+	return __atomic_fetch_add(&node->ranges, 1, __ATOMIC_SEQ_CST)
+		       ? shown
+		       : UINT64_MAX;
 }
 
 /* Its range is no more. */
@@ -74,18 +60,24 @@ static void choose_writable(struct fs_dax *d, struct fs_range *r, mode_t mode)
 		close(fd);
 }
 
-/* Counted, but not in the table. */
+/* The node is held; what begins is counted, but not in the table. */
 static int begin(struct fs_dax *d, struct fs_range *r)
 {
+	uint64_t others = count(r->node);
 	struct statx sx;
 	int ret = fs_orphans_clear(d, r->at, r->len);
 
 	if (!ret)
-		ret = stat_range(d->fs, r, &sx);
+		ret = fs_range_stat(d->fs, r, &sx);
 	if (ret)
 		return ret;
 	choose_writable(d, r, sx.stx_mode);
-	return fs_range_cover(d, r, sx.stx_size);
+	ret = fs_range_cover(d, r, sx.stx_size);
+	if (!ret)
+		__atomic_store_n(&r->node->shown,
+				 sx.stx_size < others ? sx.stx_size : others,
+				 __ATOMIC_SEQ_CST);
+	return ret;
 }
 
 /*
@@ -106,7 +98,6 @@ static void restore(struct fs_dax *d, const struct fs_range *was, uint64_t from,
 	r.covered = 0;
 	r.pieces = 0;
 	fs_node_hold(r.node);
-	count(r.node);
 	ret = begin(d, &r);
 	fs_range_insert(d, &r);
 	if (!ret)
@@ -176,17 +167,56 @@ static int cover_all(struct fs_dax *d, const struct fs_node *node,
 	return 0;
 }
 
+void fs_dax_expect(struct fs_node *node, uint64_t size)
+{
+	if (__atomic_load_n(&node->ranges, __ATOMIC_SEQ_CST) &&
+	    size < __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST))
+		__atomic_store_n(&node->shown, size, __ATOMIC_SEQ_CST);
+}
+
+/* The error that no request was told yet, if it is to be told. */
+static int sync_node(struct fs_dax *d, const struct fs_node *node, bool tell)
+{
+	int ret = 0;
+
+	for (uint32_t i = node->first_tail; i; i = d->tails.tail[i - 1].next) {
+		struct fs_tail *t = &d->tails.tail[i - 1];
+
+		fs_tail_sync(&d->tails, i - 1, false);
+		if (tell && t->error && !ret)
+			ret = t->error;
+		if (tell)
+			t->error = 0;
+	}
+	return ret;
+}
+
+static int lock_and_sync(struct fs_dax *d, const struct fs_node *node,
+			 bool tell)
+{
+	int ret;
+
+	pthread_mutex_lock(&d->lock);
+	ret = sync_node(d, node, tell);
+	pthread_mutex_unlock(&d->lock);
+	return ret;
+}
+
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size)
 {
 	struct fs_dax *d = fs->dax;
 	bool all = true;
 	int ret;
 
-	if (!__atomic_load_n(&node->ranges, __ATOMIC_SEQ_CST) ||
-	    size <= __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST))
+	if (!__atomic_load_n(&node->ranges, __ATOMIC_SEQ_CST))
+		return 0;
+	fs_dax_expect(node, size);
+	if (size <= __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST))
 		return 0;
 	pthread_mutex_lock(&d->lock);
 	ret = cover_all(d, node, size, &all);
+	/* Where there is a page already, what is new of it is in it. */
+	sync_node(d, node, false);
 	if (!ret && all)
 		__atomic_store_n(&node->shown, size, __ATOMIC_SEQ_CST);
 	if (!all) {
@@ -197,35 +227,16 @@ int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size)
 	return ret;
 }
 
-/* The error that no request was told yet, if it is to be told. */
-static int sync_node(struct fs_dax *d, const struct fs_node *node, bool tell)
-{
-	int ret = 0;
-
-	pthread_mutex_lock(&d->lock);
-	for (uint32_t i = node->first_tail; i; i = d->tails.tail[i - 1].next) {
-		struct fs_tail *t = &d->tails.tail[i - 1];
-
-		fs_tail_sync(&d->tails, i - 1, false);
-		if (tell && t->error && !ret)
-			ret = t->error;
-		if (tell)
-			t->error = 0;
-	}
-	pthread_mutex_unlock(&d->lock);
-	return ret;
-}
-
 void fs_dax_sync(struct fs *fs, const struct fs_node *node)
 {
 	if (__atomic_load_n(&node->tails, __ATOMIC_SEQ_CST))
-		sync_node(fs->dax, node, false);
+		lock_and_sync(fs->dax, node, false);
 }
 
 int fs_dax_flush(struct fs *fs, const struct fs_node *node)
 {
 	return __atomic_load_n(&node->tails, __ATOMIC_SEQ_CST)
-		       ? sync_node(fs->dax, node, true)
+		       ? lock_and_sync(fs->dax, node, true)
 		       : 0;
 }
 
@@ -244,7 +255,7 @@ static int set_up(struct fs_dax *d, struct fs_range *r)
 	int ret;
 
 	if (have) {
-		ret = stat_range(d->fs, r, &sx);
+		ret = fs_range_stat(d->fs, r, &sx);
 		return ret ? ret : fs_range_cover(d, have, sx.stx_size);
 	}
 	ret = cut_out(d, r->at, r->len);
@@ -253,10 +264,10 @@ static int set_up(struct fs_dax *d, struct fs_range *r)
 	if (ret)
 		return ret;
 	fs_node_hold(r->node);
-	count(r->node);
 	ret = begin(d, r);
 	if (!ret) {
 		fs_range_insert(d, r);
+		pthread_cond_signal(&d->wake);
 		return 0;
 	}
 	fs_range_abandon(d, r, true);
@@ -323,141 +334,7 @@ int fs_op_removemapping(struct fs_req *r)
 	return ret;
 }
 
-/* ---- begin and end ---- */
-
-/* One look at all tails; the lock is let go now and then. */
-static void sync_all(struct fs_dax *d, bool thorough)
-{
-	uint32_t done = 0;
-
-	for (uint32_t i = 0; i < FS_TAILS_MAX && d->tails.used; i++) {
-		if (!d->tails.tail[i].used)
-			continue;
-		fs_tail_sync(&d->tails, i, thorough);
-		if (++done % AT_ONCE)
-			continue;
-		pthread_mutex_unlock(&d->lock);
-		sched_yield();
-		pthread_mutex_lock(&d->lock);
-	}
-}
-
-/* What could not be covered while the front-end did not answer. */
-static void catch_up(struct fs_dax *d)
-{
-	struct statx sx;
-	int ret = 0;
-
-	if (!d->behind || !moat_shmem_usable(d->fs->device))
-		return;
-	d->behind = false;
-	for (uint32_t i = 0; ret != -EAGAIN && i < d->nranges; i++) {
-		ret = fs_orphans_clear(d, d->ranges[i].at, d->ranges[i].len);
-		if (!ret)
-			ret = stat_range(d->fs, &d->ranges[i], &sx);
-		if (!ret)
-			ret = fs_range_cover(d, &d->ranges[i], sx.stx_size);
-	}
-	d->behind = ret == -EAGAIN;
-}
-
-static void *syncer(void *arg)
-{
-	struct fs_dax *d = arg;
-	const struct timespec pause = { .tv_nsec = SYNC_NS };
-	struct fs_thread t; /* files are opened here, too */
-
-	pthread_mutex_lock(&d->lock);
-	d->begun = fs_thread_init(&t, d->fs);
-	d->began = true;
-	pthread_cond_signal(&d->started);
-	if (d->begun)
-		d->stop = true;
-	for (uint32_t n = 0; !d->stop; n++) {
-		if (!d->tails.used && !d->behind) {
-			pthread_cond_wait(&d->wake, &d->lock);
-			continue;
-		}
-		catch_up(d);
-		sync_all(d, n % THOROUGH == 0);
-		pthread_mutex_unlock(&d->lock);
-		nanosleep(&pause, NULL);
-		pthread_mutex_lock(&d->lock);
-	}
-	if (!d->begun)
-		fs_thread_fini(&t);
-	pthread_mutex_unlock(&d->lock);
-	return NULL;
-}
-
-/* Before system calls are forbidden that it begins with. */
-static int start_syncer(struct fs_dax *d)
-{
-	int ret = -pthread_create(&d->syncer, NULL, syncer, d);
-
-	d->syncing = !ret;
-	if (ret)
-		return ret;
-	pthread_mutex_lock(&d->lock);
-	while (!d->began)
-		pthread_cond_wait(&d->started, &d->lock);
-	ret = d->begun;
-	pthread_mutex_unlock(&d->lock);
-	return ret;
-}
-
-void fs_dax_sync_all(struct fs *fs)
-{
-	struct fs_dax *d = fs->dax;
-
-	if (!d)
-		return;
-	pthread_mutex_lock(&d->lock);
-	sync_all(d, false);
-	pthread_mutex_unlock(&d->lock);
-}
-
-int fs_dax_start(struct fs *fs)
-{
-	struct fs_dax *d;
-	int ret;
-
-	if (!fs->opt->dax_window)
-		return 0;
-	d = calloc(1, sizeof(*d));
-	if (!d)
-		return -ENOMEM;
-	fs->dax = d;
-	d->fs = fs;
-	pthread_mutex_init(&d->lock, NULL);
-	pthread_cond_init(&d->wake, NULL);
-	pthread_cond_init(&d->started, NULL);
-	ret = fs_tails_init(&d->tails);
-	return ret ? ret : start_syncer(d);
-}
-
-void fs_dax_stop(struct fs *fs)
-{
-	struct fs_dax *d = fs->dax;
-
-	if (!d)
-		return;
-	fs_dax_reset(fs);
-	pthread_mutex_lock(&d->lock);
-	d->stop = true;
-	pthread_cond_signal(&d->wake);
-	pthread_mutex_unlock(&d->lock);
-	if (d->syncing)
-		pthread_join(d->syncer, NULL);
-	fs_tails_fini(&d->tails);
-	pthread_mutex_destroy(&d->lock);
-	pthread_cond_destroy(&d->wake);
-	pthread_cond_destroy(&d->started);
-	free(d->ranges);
-	free(d->pieces);
-	free(d);
-	fs->dax = NULL;
-}
+/* ---- all at once ---- */
 
 /* The guest is done with it. */
 void fs_dax_clear(struct fs *fs)

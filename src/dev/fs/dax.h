@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What dax (requests), window (what is mapped) and tail (copies) share.
+ * What dax (requests), window (what is mapped), tail (copies) and syncer share.
  *
  *     range    what the guest asked for: [at, at + len) shows a file
  *     piece    what the front-end has mapped of it: pages of the file itself,
@@ -18,6 +18,11 @@
  * file grows, for it can not be exchanged under a guest that may be looking at
  * it. A file that grows and grows while it is mapped would need a mapping for
  * each step: after some, the rest of the range is one tail.
+ *
+ * A file that the host makes shorter has mapped pages that are none: a guest
+ * that touches one ends or hangs with its VMM. The guest does so until it hears
+ * of the new size. So what it was told is compared with what is, often, and
+ * then taken out of its sight.
  *
  * And what the guest may only read is a tail, where the front-end can not map
  * so: QEMU 11.1 maps all writable or not at all.
@@ -106,8 +111,10 @@ struct fs_range {
 	uint64_t at, len, offset; /* in the window; in the file */
 	uint64_t covered;     /* bytes that are mapped, from its beginning */
 	struct fs_node *node; /* held */
+	uint64_t size;	      /* the syncer's: as it saw the file ... */
 	uint32_t pieces;
 	bool writable;
+	bool cut; /* ... which was shorter than shown */
 };
 
 struct fs_piece {
@@ -155,6 +162,13 @@ int fs_range_cover(struct fs_dax *d, struct fs_range *r, uint64_t size);
 int fs_range_uncover(struct fs_dax *d, struct fs_range *r);
 
 /**
+ * fs_range_shrink() - what its file of @size bytes has no more is not mapped
+ *
+ * Of a mapping that reaches further the beginning is mapped anew.
+ */
+int fs_range_shrink(struct fs_dax *d, struct fs_range *r, uint64_t size);
+
+/**
  * fs_range_abandon() - uncover, or what is left of it belongs to none
  * @ask: the front-end; else it is left so
  */
@@ -165,6 +179,9 @@ int fs_orphans_clear(struct fs_dax *d, uint64_t at, uint64_t len);
 
 /** fs_pieces_drop() - all are gone by themselves */
 void fs_pieces_drop(struct fs_dax *d);
+
+/** fs_range_stat() - of its file; 0 or a negative errno */
+int fs_range_stat(struct fs *fs, const struct fs_range *r, struct statx *sx);
 
 /** fs_range_open() - its file, as it is to be mapped; fd or negative errno */
 int fs_range_open(struct fs *fs, const struct fs_range *r);

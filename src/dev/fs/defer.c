@@ -67,8 +67,14 @@ static void *serve(void *arg)
 
 static int start_thread(struct fs_defer *d)
 {
-	int ret = pthread_create(&d->threads[d->n], NULL, serve, d);
+	pthread_attr_t attr;
+	int ret;
 
+	/* There may be hundreds, and what they take is limited. */
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, FS_STACK);
+	ret = pthread_create(&d->threads[d->n], &attr, serve, d);
+	pthread_attr_destroy(&attr);
 	if (ret)
 		return -ret;
 	d->n++;

@@ -39,11 +39,18 @@ static bool is_dots(const char *name)
 	return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
 }
 
+/* What is above the root is nobody's business, not even by its number. */
+static uint64_t ino_of(const struct fs *fs, const struct fs_handle *h,
+		       const struct dirent64 *d)
+{
+	return h->node == fs->root && is_dots(d->name) ? h->node->ino : d->ino;
+}
+
 /* At the beginning of @buf is its entry, at the end its name. */
-static uint32_t make_entry(uint8_t *buf, const struct dirent64 *d)
+static uint32_t make_entry(uint8_t *buf, const struct dirent64 *d, uint64_t ino)
 {
 	struct fuse_dirent e = {
-		.ino = d->ino,
+		.ino = ino,
 		.off = (uint64_t)d->off,
 		.namelen = (uint32_t)strlen(d->name),
 		.type = d->type,
@@ -62,19 +69,20 @@ static int put_entry(struct fs_req *r, struct fs_handle *h,
 	struct fuse_entry_out out = { 0 };
 	uint8_t buf[sizeof(out) + ENTRY_MAX];
 	uint32_t head = plus ? sizeof(out) : 0;
+	uint64_t ino = ino_of(r->fs, h, d);
 	uint32_t len;
 
 	/* It could not be told; others can. */
 	if (strlen(d->name) > NAME_MOST)
 		return 0;
-	len = head + make_entry(buf + head, d);
+	len = head + make_entry(buf + head, d, ino);
 	if (len > room)
 		return -ERANGE;
 	/* What can not be looked up is still a name. */
 	if (plus && (is_dots(d->name) ||
 		     fs_lookup(r->fs, h->node, d->name, d->ino, &out))) {
 		out = (struct fuse_entry_out){ 0 };
-		out.attr.ino = d->ino;
+		out.attr.ino = ino;
 		out.attr.mode = (uint32_t)d->type << 12;
 	}
 	if (plus)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/notify.h"
 
 #define IN(type) .size = sizeof(struct type)
 
@@ -146,6 +147,11 @@ void fs_request(void *dev, void *worker, struct moat_request *mr)
 	struct fs_req *r = mr->data;
 	int ret;
 
+	if (mr->queue == FS_NOTIFY_QUEUE && fs_notify_agreed(dev)) {
+		*r = (struct fs_req){ .mr = mr, .fs = dev, .home = w };
+		fs_notify_buffer(r);
+		return;
+	}
 	if (!fs_req_begin(r, dev, mr)) {
 		moat_request_done(mr, 0);
 		return;

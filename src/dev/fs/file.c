@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/notify.h"
 
 /* What of open(2)'s flags is the host's matter. */
 #define FLAGS                                                            \
@@ -117,6 +118,7 @@ int fs_op_opendir(struct fs_req *r)
 
 	if (!node)
 		return -ESTALE;
+	fs_notify_watch(r->fs, node);
 	ret = node->type == S_IFDIR
 		      ? fs_node_open(r->fs, node, O_RDONLY | O_DIRECTORY)
 		      : -ENOTDIR;
@@ -182,6 +184,7 @@ static int create_in(struct fs_req *r, struct fs_node *dir, const char *name,
 	if (fs_req_room(r) <
 	    sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out))
 		return -ERANGE;
+	fs_notify_watch(r->fs, dir);
 	ret = fs_become(r, in->umask);
 	if (!ret) {
 		fd = openat(dir->fd, name, (flags & ~O_TRUNC) | how | O_CLOEXEC,

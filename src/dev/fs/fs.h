@@ -14,7 +14,10 @@
  *     session   INIT: what both sides agree on
  *     name      from names to nodes: lookup, create, link, rename, remove
  *     attr      attributes; file: open files; data: their bytes; dir: readdir
- *     xattr     extended attributes; lock: locks; dax: files in the window
+ *     xattr     extended attributes; lock: locks
+ *     dax       files in the window; window, tail, syncer: see dax.h
+ *     notify    what others change, told to the guest; watch: inotify; notice:
+ *               what waits to be told
  *     ids       whose rights a request has: users, groups, their translation
  *     defer     threads for what blocks
  *
@@ -140,6 +143,7 @@ struct fs_options {
  * @dev, @ino, @mount: which file it is
  * @type: S_IFMT bits
  * @locks: of lock.c
+ * @watch: of watch.c, or NULL; atomic
  */
 struct fs_node {
 	struct fs_slot slot;
@@ -152,6 +156,7 @@ struct fs_node {
 	struct fs_by_handle *by_handle;
 	uint32_t pins;
 	struct fs_locks *locks;
+	struct fs_watch *watch;
 	/* of dax.c; atomic but the last, which its lock guards */
 	uint32_t ranges, tails;
 	uint64_t shown; /* a size that all its ranges are covered up to */
@@ -213,6 +218,8 @@ struct fs {
 	struct fs_defer *defer;
 	struct fs_dax *dax;
 	struct fs_lockers *lockers;
+	struct fs_notify *notify; /* NULL: without --notify */
+	uint64_t accepted;    /* virtio features that the driver took; atomic */
 	uint32_t lock_owners; /* atomic, as the next ones */
 	uint32_t lock_ranges;
 	uint64_t lock_news; /* how many times a range was locked */
@@ -253,6 +260,7 @@ struct fs_req {
 	uint32_t ext;	/* bytes of extensions at @thread->ext */
 	uint32_t out;	/* bytes of answer behind the header, so far */
 	int error;	/* of a deferred one */
+	int notify;	/* FUSE_NOTIFY_...: the message it is to carry */
 	struct fs_req *next;
 	/* of one that goes on in another thread: its structure, and as far as
 	 * it came */
@@ -361,6 +369,10 @@ void fs_worker_stop(void *dev, void *worker);
 
 /* ---- defer ---- */
 
+#define FS_STACK (1u << 20) /* bytes of each thread's; sanitizers need most */
+/* What a thread takes, with what fs_thread_init() allocates. */
+#define FS_THREAD_HEAP (FS_STACK + 2 * FS_ARGS_MAX + 65536u)
+
 /** fs_defer_start() - with @n threads; 0 or a negative errno */
 int fs_defer_start(struct fs *fs, uint32_t n);
 void fs_defer_stop(struct fs *fs);
@@ -403,6 +415,9 @@ void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n);
  * descriptor can tell whether it does: see fs_node_enter().
  */
 struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx);
+
+/** fs_node_seen() - the same, but not looked up once more */
+struct fs_node *fs_node_seen(struct fs *fs, const struct statx *sx);
 
 /** fs_node_probable() - does the guest know a file @ino beside @dir? */
 bool fs_node_probable(struct fs *fs, const struct fs_node *dir, uint64_t ino);
@@ -563,6 +578,8 @@ void fs_dax_stop(struct fs *fs);
  * Return: 0 or a negative errno: it must not be told.
  */
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
+/** fs_dax_expect() - the guest itself makes it that short now */
+void fs_dax_expect(struct fs_node *node, uint64_t size);
 /** fs_dax_sync() - before and after a request that reads or changes data */
 void fs_dax_sync(struct fs *fs, const struct fs_node *node);
 /**

@@ -98,8 +98,8 @@ int fs_ids_parse(const char *arg, struct fs_id_map *maps, uint32_t *n)
 	uint32_t field[3] = { 0 };
 	size_t kind = 0;
 
-	while (kind < KINDS &&
-	       (strncmp(arg, kinds[kind].word, len) || kinds[kind].word[len]))
+	while (kind < KINDS && (strncmp(arg, kinds[kind].word, len) != 0 ||
+				kinds[kind].word[len]))
 		kind++;
 	if (kind == KINDS || *n == FS_ID_MAPS ||
 	    !parse_fields(arg + len, kinds[kind].fields, field))

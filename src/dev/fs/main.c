@@ -18,6 +18,7 @@
 #include "core/shm.h"
 #include "dev/fs/dax.h"
 #include "dev/fs/fs.h"
+#include "dev/fs/notify.h"
 #include "dev/fs/options.h"
 #include "dev/fs/xattrmap.h"
 
@@ -39,19 +40,36 @@
 #define SPARE_MOST 16384u
 #define SPARE_OWN 128u
 
+/* struct virtio_fs_config (virtio 1.4, 5.11.4), all of it. */
+struct config {
+	uint8_t tag[FS_TAG_MAX];
+	uint32_t num_request_queues;
+	uint32_t notify_buf_size;
+};
+
 static uint64_t features(void *dev)
 {
-	(void)dev;
-	return 0;
+	const struct fs *fs = dev;
+
+	return fs->opt->notify ? FS_F_NOTIFICATION : 0;
+}
+
+static void accepted(void *dev, uint64_t features)
+{
+	struct fs *fs = dev;
+
+	__atomic_store_n(&fs->accepted, features, __ATOMIC_RELAXED);
 }
 
 static void get_config(void *dev, uint32_t offset, void *buf, uint32_t len)
 {
 	const struct fs *fs = dev;
-	struct virtio_fs_config c = { 0 };
+	struct config c = { 0 };
 
 	memcpy(c.tag, fs->opt->tag, strnlen(fs->opt->tag, sizeof(c.tag)));
 	c.num_request_queues = moat_le32(fs->opt->num_request_queues);
+	if (fs->opt->notify)
+		c.notify_buf_size = moat_le32((uint32_t)FS_NOTIFY_SIZE);
 	if (offset < sizeof(c))
 		memcpy(buf, (uint8_t *)&c + offset,
 		       len < sizeof(c) - offset ? len : sizeof(c) - offset);
@@ -64,6 +82,7 @@ static void left(void *dev)
 
 	fs_dax_reset(fs);
 	fs_end_session(fs);
+	accepted(fs, 0);
 }
 
 static void attached(void *dev, struct moat_device *device)
@@ -76,6 +95,7 @@ static void attached(void *dev, struct moat_device *device)
 static void hurry(void *dev)
 {
 	fs_lock_hurry(dev);
+	fs_notify_hurry(dev);
 }
 
 /* Reads of a file in memory never wait: they need no thread for it. */
@@ -115,11 +135,15 @@ static int entered(void *dev, int root_fd, int proc_fd)
 	ret = fs_table_init(&fs->handles, sizeof(struct fs_handle),
 			    max < UINT32_MAX ? (uint32_t)max : UINT32_MAX);
 	if (!ret)
+		ret = fs_table_scatter(&fs->handles);
+	if (!ret)
 		ret = fs_nodes_init(fs);
 	if (!ret)
 		ret = fs_lockers_start(fs);
 	if (!ret)
 		ret = fs_dax_start(fs);
+	if (!ret && fs->opt->notify)
+		ret = fs_notify_start(fs);
 	if (!ret)
 		ret = fs_defer_start(fs, fs->opt->threads);
 	if (ret)
@@ -198,6 +222,8 @@ static const char *const syscalls[] = {
 	"clock_gettime",
 	"nanosleep",
 	"memfd_create",
+	"inotify_add_watch",
+	"inotify_rm_watch",
 	"sched_yield",
 	"prctl",
 	"rseq",
@@ -210,6 +236,7 @@ static const struct moat_device_ops ops = {
 	.type = "fs",
 	.request_size = sizeof(struct fs_req),
 	.features = features,
+	.accepted = accepted,
 	.get_config = get_config,
 	.worker_start = fs_worker_start,
 	.worker_poll = fs_worker_poll,
@@ -227,7 +254,7 @@ static const struct moat_device_ops ops = {
  */
 static uint64_t spare_files(uint64_t files)
 {
-	return (files < 8 * SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
+	return (files / 8 < SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
 }
 
 /* A descriptor for each file that the guest knows: as many as there may be. */
@@ -245,6 +272,17 @@ static void raise_files(struct fs_options *opt)
 	}
 	l.rlim_cur = want;
 	setrlimit(RLIMIT_NOFILE, &l);
+}
+
+/* Both tables full, and all threads at work. */
+static uint64_t heap_of(const struct fs_options *opt)
+{
+	uint64_t most = (uint64_t)FS_CHUNK * FS_CHUNKS;
+	uint64_t n = opt->files < most ? opt->files : most;
+	uint64_t heap = n * (sizeof(struct fs_node) + sizeof(struct fs_handle));
+
+	heap += opt->threads * (uint64_t)FS_THREAD_HEAP;
+	return opt->dax_window ? heap + DAX_HEAP : heap;
 }
 
 int main(int argc, char **argv)
@@ -286,14 +324,16 @@ int main(int argc, char **argv)
 		a.config.syscalls = syscalls;
 	}
 	a.config.files = (uint32_t)(a.fs.files + spare_files(a.fs.files));
-	a.config.num_queues = a.fs.num_request_queues + HIPRIO;
+	/* With --notify there is one more, which is another request queue to a
+	 * driver that does not know of notifications. */
+	a.config.num_queues = a.fs.num_request_queues + HIPRIO + a.fs.notify;
 	a.config.shmem[VIRTIO_FS_SHMCAP_ID_CACHE] = a.fs.dax_window;
-	if (a.fs.dax_window)
-		a.config.heap = DAX_HEAP;
+	a.config.heap = heap_of(&a.fs);
 	ret = moat_device_serve(&a.config);
 	fs_defer_stop(&fs);
 	fs_lockers_stop(&fs);
 	fs_dax_stop(&fs);
+	fs_notify_stop(&fs);
 	fs_nodes_fini(&fs);
 	fs_table_fini(&fs.handles);
 	fs_xattrmap_free(a.fs.xattr_rules);

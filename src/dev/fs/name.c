@@ -14,10 +14,11 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/notify.h"
 
 bool fs_name_ok(const char *name)
 {
-	return *name && strcmp(name, ".") && strcmp(name, "..") &&
+	return *name && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
 	       !strchr(name, '/');
 }
 
@@ -89,6 +90,7 @@ int fs_lookup(struct fs *fs, struct fs_node *dir, const char *name,
 	out->nodeid = 0;
 	if (dir->type != S_IFDIR)
 		return -ENOTDIR;
+	fs_notify_watch(fs, dir);
 	if (!hint || fs_node_probable(fs, dir, hint))
 		ret = look_known(fs, dir, name, &sx, &node);
 	if (!ret && !node)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/notify.h"
 
 /* Files that a guest may know where most of them take no descriptor. */
 #define NODES_BY_HANDLE 1000000u
@@ -52,29 +53,40 @@ static bool is_file(const struct fs_node *n, const struct statx *sx, int fd)
 		(fd >= 0 && fs_by_handle_is(n->by_handle, fd)));
 }
 
-/* Under the bucket's lock; looked up once more, and held. */
+/* Under the bucket's lock; held. */
 static struct fs_node *find(struct bucket b, const struct statx *sx, int fd)
 {
 	struct fs_node *n = *b.first;
 
 	while (n && !is_file(n, sx, fd))
 		n = n->next;
-	if (n) {
-		n->lookups++;
+	if (n)
 		fs_table_hold(&n->slot);
-	}
 	return n;
 }
 
-struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx)
+static struct fs_node *find_of(struct fs *fs, const struct statx *sx,
+			       uint64_t lookups)
 {
 	struct bucket b = bucket_of(fs, sx->stx_ino, dev_of(sx));
 	struct fs_node *n;
 
 	pthread_mutex_lock(b.lock);
 	n = find(b, sx, -1);
+	if (n)
+		n->lookups += lookups;
 	pthread_mutex_unlock(b.lock);
 	return n;
+}
+
+struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx)
+{
+	return find_of(fs, sx, 1);
+}
+
+struct fs_node *fs_node_seen(struct fs *fs, const struct statx *sx)
+{
+	return find_of(fs, sx, 0);
 }
 
 bool fs_node_probable(struct fs *fs, const struct fs_node *dir, uint64_t ino)
@@ -109,7 +121,9 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 
 	pthread_mutex_lock(b.lock);
 	n = find(b, sx, fd);
-	if (!n) {
+	if (n) {
+		n->lookups++;
+	} else {
 		n = fs_table_new(&fs->nodes);
 		if (!n) {
 			pthread_mutex_unlock(b.lock);
@@ -125,6 +139,7 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->mount = sx->stx_mnt_id;
 		n->type = sx->stx_mode & S_IFMT;
 		n->locks = NULL;
+		n->watch = NULL;
 		n->ranges = n->tails = n->first_tail = 0;
 		n->shown = 0;
 		n->lookups = 1;
@@ -208,6 +223,7 @@ void fs_node_drop(struct fs *fs, struct fs_node *node)
 	if (!fs_table_put(&node->slot))
 		return;
 	fs_locks_free(node->locks);
+	fs_notify_unwatch(fs, node);
 	if (node->by_handle) {
 		free(node->by_handle);
 	} else {
@@ -274,8 +290,10 @@ void fs_nodes_forget_all(struct fs *fs)
 	for (uint32_t i = 0; i < FS_BUCKETS; i++)
 		while ((n = take_one(fs, bucket_at(fs, i))))
 			fs_node_drop(fs, n);
-	if (fs->root)
+	if (fs->root) {
 		fs_locks_drop(fs->root);
+		fs_notify_unwatch(fs, fs->root);
+	}
 	__atomic_store_n(&fs->said_full, false, __ATOMIC_RELAXED);
 }
 
@@ -300,7 +318,7 @@ int fs_nodes_init(struct fs *fs)
 		ret = fs_node_enter(fs, fs->root_fd, &sx, &fs->root);
 	fs->root_fd = -1;
 	/* The first of all: its id is FUSE_ROOT_ID. */
-	return ret;
+	return ret ? ret : fs_table_scatter(&fs->nodes);
 }
 
 void fs_nodes_fini(struct fs *fs)

@@ -37,6 +37,7 @@ enum {
 	OPT_FILES,
 	OPT_HANDLES,
 	OPT_DAX,
+	OPT_NOTIFY,
 };
 
 static const struct argp_option options[] = {
@@ -61,6 +62,11 @@ static const struct argp_option options[] = {
 	  0 },
 	{ "writeback", OPT_WRITEBACK, 0, 0,
 	  "the guest collects writes; for a guest that is alone with DIR", 0 },
+	{ "notify", OPT_NOTIFY, 0, 0,
+	  "tell the guest what others on the host change, so that it need not "
+	  "ask; for a driver with a notification queue, which Linux does not "
+	  "have yet",
+	  0 },
 	{ "allow-direct-io", OPT_DIRECT, 0, 0,
 	  "a guest's O_DIRECT is the host's, too", 0 },
 	{ "no-readdirplus", OPT_NO_PLUS, 0, 0,
@@ -256,6 +262,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case OPT_DIRECT:
 		o->direct_io = true;
+		break;
+	case OPT_NOTIFY:
+		o->notify = true;
 		break;
 	case OPT_NO_PLUS:
 		o->readdirplus = false;

@@ -134,6 +134,8 @@ void fs_req_finish(struct fs_req *r, int error)
 		return;
 	}
 	h.len = FS_REPLY + (error ? 0 : r->out);
+	if (r->notify)
+		h.error = r->notify;
 	moat_iov_write(mr->writable, mr->nwritable, 0, &h, FS_REPLY);
 	moat_request_done(mr, h.len);
 }

@@ -120,6 +120,17 @@ void fs_range_remove(struct fs_dax *d, uint32_t i, struct fs_range *was)
 
 /* ---- pieces come ---- */
 
+int fs_range_stat(struct fs *fs, const struct fs_range *r, struct statx *sx)
+{
+	int ret = fs_node_pin(fs, r->node);
+
+	if (ret)
+		return ret;
+	ret = fs_statx(r->node->fd, sx);
+	fs_node_unpin(fs, r->node);
+	return ret;
+}
+
 /*
  * The front-end stops the device for a while, or does not answer: the guest
  * is to try again (Linux does so on EAGAIN).
@@ -254,14 +265,17 @@ int fs_range_cover(struct fs_dax *d, struct fs_range *r, uint64_t size)
 /* ---- pieces go ---- */
 
 /* From the end on, so that what is left is at the beginning. */
-int fs_range_uncover(struct fs_dax *d, struct fs_range *r)
+static int uncover_from(struct fs_dax *d, struct fs_range *r, uint64_t end)
 {
-	while (r->covered) {
+	while (r->covered > end) {
 		uint32_t i = piece_after(d, r->at + r->covered - 1);
 		struct fs_piece *p = &d->pieces[i];
-		int ret =
-			moat_shmem_unmap(d->fs->device, WINDOW, p->at, p->len);
+		int ret;
 
+		/* A tail can be longer than its file. */
+		if (p->at < r->at + end && p->tail != FS_TAIL_NONE)
+			return 0;
+		ret = moat_shmem_unmap(d->fs->device, WINDOW, p->at, p->len);
 		/* It may be gone, by a reset of the device. */
 		if (ret && ret != -ENOENT)
 			return later(ret);
@@ -270,6 +284,24 @@ int fs_range_uncover(struct fs_dax *d, struct fs_range *r)
 		remove_piece(d, i);
 	}
 	return 0;
+}
+
+int fs_range_uncover(struct fs_dax *d, struct fs_range *r)
+{
+	return uncover_from(d, r, 0);
+}
+
+int fs_range_shrink(struct fs_dax *d, struct fs_range *r, uint64_t size)
+{
+	uint64_t end = size > r->offset ? size - r->offset : 0;
+	int ret;
+
+	/* Where it is in the middle of a page, that one stays. */
+	end = (end + FS_PAGE_MASK) & ~FS_PAGE_MASK;
+	if (r->covered <= end)
+		return 0;
+	ret = uncover_from(d, r, end);
+	return ret ? ret : fs_range_cover(d, r, size);
 }
 
 int fs_range_abandon(struct fs_dax *d, struct fs_range *r, bool ask)

@@ -65,6 +65,35 @@ static void waits(int fd)
 	close(pipes[1]);
 }
 
+/* Two that wait for each other: one of them is told, whoever is later. */
+static void deadlock(int fd)
+{
+	int pipes[2], status;
+	char byte;
+	pid_t child;
+	bool told;
+
+	CHECK(!pipe(pipes), "pipe");
+	T(lock(fd, F_SETLK, F_WRLCK, 0, 10));
+	child = as_user(0, 0, -1);
+	if (!child) {
+		fd = open("lock", O_RDWR);
+		status = (int)lock(fd, F_SETLK, F_WRLCK, 20, 10);
+		CHECK(write(pipes[1], "w", 1) == 1, "pipe");
+		if (!status && lock(fd, F_SETLKW, F_WRLCK, 0, 10))
+			status = errno == EDEADLK ? 1 : 2;
+		exit(status);
+	}
+	CHECK(read(pipes[0], &byte, 1) == 1, "pipe");
+	told = lock(fd, F_SETLKW, F_WRLCK, 20, 10) && errno == EDEADLK;
+	T(lock(fd, F_SETLK, F_UNLCK, 0, 0));
+	CHECK(waitpid(child, &status, 0) == child, "waitpid");
+	CHECK(WIFEXITED(status), "the child was killed");
+	printf("told of a deadlock: %d\n", told + WEXITSTATUS(status));
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
 void table_locks(void)
 {
 	int fd, second;
@@ -88,6 +117,7 @@ void table_locks(void)
 	printf("-- closed once: gone\n");
 	other();
 	waits(fd);
+	deadlock(fd);
 	T(flock(fd, LOCK_SH));
 	printf("-- flock, shared\n");
 	other();
