@@ -15,6 +15,12 @@
 
 #define MAP VHOST_USER_BACKEND_SHMEM_MAP
 #define UNMAP VHOST_USER_BACKEND_SHMEM_UNMAP
+/*
+ * QEMU 11.1 answers MAP first and lets the guest's processors see the mapping
+ * then: who is told of it at once sees nothing there. It does so before it
+ * reads our next request. This one changes nothing.
+ */
+#define FENCE VHOST_USER_BACKEND_CONFIG_CHANGE_MSG
 
 /* Why a request is refused. A cause is logged once: backends repeat them. */
 enum cause {
@@ -231,6 +237,7 @@ static int ask(struct moat_session *s, uint32_t request,
 		return ret;
 	}
 	g->asked = request;
+	g->fenced = false;
 	g->what = plain;
 	g->end_ns = moat_now_ns() + ANSWER_MS * (uint64_t)MOAT_NS_PER_MS;
 	return 0;
@@ -353,6 +360,21 @@ static void conclude(struct moat_session *s, uint64_t status)
 	moat_guard_shmem_undo(s);
 }
 
+/* It has been mapped: is something else to be waited for? */
+static bool fence(struct moat_session *s)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+
+	if (g->fenced || !g->owed || g->asked != MAP ||
+	    !(s->server.protocol_features &
+	      MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG)) ||
+	    !moat_vu_conn_room(&s->vmm_channel))
+		return false;
+	g->fenced = !moat_vu_conn_send(&s->vmm_channel, FENCE,
+				       MOAT_VU_F_NEED_REPLY, NULL, 0, NULL, 0);
+	return g->fenced;
+}
+
 static void on_answer(void *arg, uint32_t events)
 {
 	struct moat_session *s = arg;
@@ -366,10 +388,12 @@ static void on_answer(void *arg, uint32_t events)
 	if (ret > 0) {
 		ret = m.nfds;
 		moat_vu_msg_close(&m);
-		if (!ret && m.request == g->asked && m.size == sizeof(m.u64) &&
-		    m.flags & MOAT_VU_F_REPLY) {
+		if (!ret && m.request == (g->fenced ? FENCE : g->asked) &&
+		    m.size == sizeof(m.u64) && m.flags & MOAT_VU_F_REPLY) {
+			if (!m.u64 && fence(s))
+				return;
 			moat_loop_unwatch(s->loop, &g->answer_src);
-			conclude(s, m.u64);
+			conclude(s, g->fenced ? 0 : m.u64);
 			return;
 		}
 		ret = -EPROTO;

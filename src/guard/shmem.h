@@ -39,6 +39,7 @@ struct moat_guard_shmem {
 	/* what the VMM was asked; 0: nothing */
 	uint32_t asked;
 	struct moat_vu_mmap what;
+	bool fenced; /* answered, and then asked whether it can be seen */
 	bool owed;   /* its answer is the backend's ... */
 	bool wanted; /* ... who asked for one */
 	uint64_t end_ns;

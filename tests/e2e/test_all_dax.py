@@ -209,6 +209,25 @@ def test_a_file_is_cut_at_open(dax, who):
     dax.do("unmap 0", "close 0")
 
 
+def test_the_host_cuts_a_mapped_file(dax):
+    """The guest, once moat-fs has seen it, finds no page there, and goes on."""
+    dax.make("short", pattern(1, 8 * PAGE))
+    dax.make("sign", b"-")
+    dax.map(0, "short", 8 * PAGE)
+    dax.map(1, "sign", PAGE)
+    dax.get(0, 6 * PAGE, 1)
+    os.truncate(dax.path("short"), PAGE)
+    # Tails are looked after in the same rounds: when the second one that
+    # began after the cut has ended, so has the first one.
+    for sign in (b"1", b"2"):
+        dax.put("sign", 0, sign)
+        dax.sees(1, 0, sign, "the syncer has been around")
+    assert dax.ask(f"get 0 - {6 * PAGE} 1")[0] in ("bus", "ok 00", "ok ff")
+    assert dax.get(0, 0, 8) == pattern(1, 8)
+    dax.same("short", pattern(1, PAGE))
+    dax.do("unmap 0", "close 0", "unmap 1", "close 1")
+
+
 def test_a_program_runs_on_both_sides(dax):
     """One file, at the same time; then it is replaced."""
     program = dax.path("busybox")

@@ -18,6 +18,7 @@ from vhost_user import (NEED_REPLY, REPLY, VERSION, BackendRequest, Protocol,
                         Request, mask)
 
 MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
+FENCE = BackendRequest.CONFIG_CHANGE_MSG
 PAGE = mmap.PAGESIZE
 REGIONS = {0: 1 << 30, 3: 64 * PAGE}
 SHMEM = PROTOCOL | mask(Protocol.SHMEM_MAP, Protocol.BACKEND_SEND_FD)
@@ -58,13 +59,23 @@ def answer(session, timeout=10):
 def asked(vmm, timeout=10):
     """What the VMM is asked: the message, the fields of its payload."""
     msg = vu.recv_msg(vmm.channel, vu.deadline_in(timeout))
+    while msg.request == FENCE and msg.flags == VERSION:
+        # A device on the kit waits for mappings, too; the guard answers.
+        msg = vu.recv_msg(vmm.channel, vu.deadline_in(timeout))
     assert msg.flags == VERSION | NEED_REPLY, msg
     return msg, vu.MMAP.unpack(msg.payload)
 
 
-def say(vmm, request, status=0):
+def say(vmm, request, status=0, fence=True):
+    """The VMM's answer; a mapping that somebody waits for is followed by one
+    more request, which is answered once the guest can see it."""
     vu.send_msg(vmm.channel, request, vu.U64.pack(status),
                 flags=VERSION | REPLY)
+    if request == MAP and not status and fence:
+        msg = vu.recv_msg(vmm.channel, vu.deadline_in(10))
+        assert (msg.request, msg.flags, msg.payload) \
+            == (FENCE, VERSION | NEED_REPLY, b"") and not msg.fds, msg
+        vu.send_msg(vmm.channel, FENCE, vu.U64.pack(0), flags=VERSION | REPLY)
 
 
 def nothing_asked(vmm):
@@ -556,6 +567,22 @@ def in_the_way(vmm, session, fd):
     vu.close_all(msg.fds)
 
 
+def test_a_backend_is_told_when_the_guest_can_see_it(shmem, witness):
+    """QEMU 11.1 answers before that, and then once more."""
+    vmm, session = start(shmem)
+    with memfd() as fd:
+        in_the_way(vmm, session, fd)
+        say(vmm, MAP, fence=False)
+        msg = vu.recv_msg(vmm.channel, vu.deadline_in(10))
+        assert msg.request == FENCE and msg.flags & NEED_REPLY
+        vmm.fe.get_features()
+        assert not vu.readable(session.channel)
+        say(vmm, FENCE)
+        assert answer(session) == 0
+    do(vmm, session, UNMAP)
+    finish(shmem, witness, vmm)
+
+
 @pytest.mark.parametrize("stop", ["vring_base", "status", "reset_device"])
 def test_a_vmm_that_stops_is_not_waited_for(shmem, witness, stop):
     """Its thread is busy with the stop and answers later, perhaps with yes:
@@ -570,7 +597,7 @@ def test_a_vmm_that_stops_is_not_waited_for(shmem, witness, stop):
             assert not vmm.fe.reset_device()
         queue.stop()
         assert answer(session, 1), "it was told before the stop was through"
-        say(vmm, MAP)
+        say(vmm, MAP, fence=False)
         nothing_asked(vmm)
         queue.start()
         vmm.driver_ok()
@@ -604,7 +631,7 @@ def test_a_vmm_that_waits_for_the_backend_is_not_waited_for(shmem, witness):
         assert vmm.fe.get_config(0, 8) is not None
         shmem.device.good()
         assert said and said[0]
-        say(vmm, MAP)  # late: taken back
+        say(vmm, MAP, fence=False)  # late: taken back
         msg, _ = asked(vmm)
         assert msg.request == UNMAP
         say(vmm, UNMAP)

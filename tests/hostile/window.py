@@ -15,6 +15,7 @@ import vhost_user as vu
 from vhost_user import REPLY, VERSION, BackendRequest
 
 MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
+FENCE = BackendRequest.CONFIG_CHANGE_MSG
 PAGE = mmap.PAGESIZE
 FIXED = 0x10
 NORESERVE = 0x4000
@@ -73,7 +74,7 @@ class Window:
             except (vu.Closed, OSError, ValueError):
                 return
             with self.lock:
-                self.asked += 1
+                self.asked += msg.request != FENCE
                 if self.hold:
                     self.held.append(msg)
                 else:
@@ -81,6 +82,10 @@ class Window:
                 self.lock.notify_all()
 
     def _answer(self, msg):
+        if msg.request == FENCE:
+            vu.send_msg(self.vmm.channel, FENCE, vu.U64.pack(0),
+                        flags=VERSION | REPLY)
+            return
         fields = vu.MMAP.unpack(msg.payload)
         status = self.refuse(msg.request, fields) if callable(self.refuse) \
             else self.refuse

@@ -12,6 +12,12 @@
 /* The table is ours: the front-end has a limit of its own. */
 #define MAPPINGS_MAX 16384u
 #define WAIT_MS 5000u
+/*
+ * QEMU 11.1 answers SHMEM_MAP first and lets the guest's processors see the
+ * mapping then: who is told of it at once sees nothing there. It does so before
+ * it reads our next request. This one changes nothing.
+ */
+#define FENCE VHOST_USER_BACKEND_CONFIG_CHANGE_MSG
 /* A front-end that waits for the control thread may yet be of several. */
 #define PAUSE_MS 100u
 
@@ -128,7 +134,8 @@ static int transact(struct moat_host_shmem *h, uint32_t request,
 		    const struct moat_vu_mmap *what, int fd, uint64_t *status)
 {
 	int ret = moat_vu_conn_send(&h->channel, request, MOAT_VU_F_NEED_REPLY,
-				    what, sizeof(*what), &fd, fd >= 0);
+				    what, request == FENCE ? 0 : sizeof(*what),
+				    &fd, fd >= 0);
 
 	if (ret) {
 		moat_vu_conn_close(&h->channel);
@@ -200,7 +207,8 @@ static int conclude(struct moat_host_shmem *h, uint32_t request,
 static int settle(struct moat_host_shmem *h)
 {
 	struct moat_vu_mmap what = h->owed_what;
-	bool map = h->owed == VHOST_USER_BACKEND_SHMEM_MAP;
+	bool map = h->owed != VHOST_USER_BACKEND_SHMEM_UNMAP;
+	bool fence = h->owed == FENCE;
 	uint64_t status;
 	int ret = h->owed ? wait_answer(h, h->owed, &status) : 0;
 
@@ -209,7 +217,7 @@ static int settle(struct moat_host_shmem *h)
 	h->owed = 0;
 	if (!map)
 		conclude(h, VHOST_USER_BACKEND_SHMEM_UNMAP, &what, status);
-	else if (!status)
+	else if (fence || !status)
 		ret = transact(h, VHOST_USER_BACKEND_SHMEM_UNMAP, &what, -1,
 			       &status);
 	return ret;
@@ -218,7 +226,7 @@ static int settle(struct moat_host_shmem *h)
 static int ask(struct moat_host_shmem *h, uint32_t request,
 	       const struct moat_vu_mmap *what, int fd)
 {
-	uint64_t status;
+	uint64_t status, ignored;
 	int ret;
 
 	if (!usable(h))
@@ -230,6 +238,9 @@ static int ask(struct moat_host_shmem *h, uint32_t request,
 		ret = may_ask(h, request, what);
 	if (!ret)
 		ret = transact(h, request, what, fd, &status);
+	if (!ret && !status && h->fence &&
+	    request == VHOST_USER_BACKEND_SHMEM_MAP)
+		ret = transact(h, FENCE, what, -1, &ignored);
 	return ret ? ret : conclude(h, request, what, status);
 }
 
@@ -346,6 +357,8 @@ void moat_host_shmem_running(struct moat_device *d, bool running)
 
 	pthread_mutex_lock(&h->lock);
 	h->negotiated = (d->server.protocol_features & needs) == needs;
+	h->fence = d->server.protocol_features &
+		   MOAT_BIT(VHOST_USER_PROTOCOL_F_CONFIG);
 	h->running = running;
 	if (!running) {
 		moat_vu_shmem_doubt(&h->table);

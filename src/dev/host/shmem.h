@@ -31,6 +31,7 @@ struct moat_host_shmem {
 	struct moat_vu_shmem table;
 	int wake_fd; /* eventfd: who waits has to look again */
 	bool negotiated, running;
+	bool fence;	       /* a mapping is waited for by one more request */
 	bool inside;	       /* somebody asks and waits */
 	uint32_t pauses;       /* of the control thread, which waits for us */
 	uint64_t paused_at_ns; /* the first of these */
