@@ -366,7 +366,7 @@ static void a_fault_breaks_its_queue_and_no_other(void **state)
 			 MOAT_FAULT_USED_UNKNOWN);
 	assert_int_equal(moat_relay_submit(&w->relay, &bad->q, 8), 0);
 	assert_false(moat_relay_pending(&bad->q));
-	for (int i = 0; i < 100; i++) {
+	for (int i = 0; i < 40; i++) {
 		guest_post(w, good, 5000, 2);
 		step(w, good);
 	}
@@ -390,7 +390,7 @@ static void a_packed_fault_breaks_its_queue_and_no_other(void **state)
 	assert_int_equal(moat_relay_submit(&w->relay, &bad->q, 8), 0);
 	assert_int_equal(w->pool.stats.used, 0);
 	assert_false(moat_relay_pending(&bad->q));
-	for (int i = 0; i < 100; i++) {
+	for (int i = 0; i < 40; i++) {
 		guest_post(w, good, 5000, 2);
 		step(w, good);
 	}
