@@ -94,7 +94,7 @@ static const struct argp_option options[] = {
 	  "(default: on for --device=fs, else off)",
 	  0 },
 	{ "shmem-mappings", OPT_MAPPINGS, "N", 0,
-	  "of them at most N at a time (default 512); each is an open file of "
+	  "of them at most N at a time (default 480); each is an open file of "
 	  "the VMM",
 	  0 },
 	{ "poll-us", OPT_POLL, "N", 0,

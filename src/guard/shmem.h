@@ -29,8 +29,9 @@ struct moat_session;
 
 /* All regions together: the VMM makes a window of the guest's address space. */
 #define MOAT_SHMEM_BYTES_MAX (UINT64_C(1) << 40)
-/* Each mapping is an fd and a mapping of the VMM, and often a memory slot. */
-#define MOAT_SHMEM_MAPPINGS_DEFAULT 512u
+/* Each mapping is an fd and a mapping of the VMM, and often a memory slot: QEMU
+ * 11.1 aborts with more than 512, its RAM's and other devices' included. */
+#define MOAT_SHMEM_MAPPINGS_DEFAULT 480u
 #define MOAT_SHMEM_MAPPINGS_MAX 16384u
 
 struct moat_guard_shmem {

@@ -78,7 +78,7 @@ class Dax:
         if self.guarded:
             self.guard = stack.enter_context(Guard(
                 self.work / "guard.sock", options=[
-                    "--device=fs", "--shmem-mappings=2048"],
+                    "--device=fs"],
                 command=command("{socket}", self.folder, window, *options)))
             self.daemon, sock = self.guard, self.guard.socket_path
         else:

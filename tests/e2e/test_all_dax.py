@@ -244,7 +244,8 @@ def test_a_program_runs_on_both_sides(dax):
         host.kill()
         host.wait()
     dax.same("busybox", dax.host("busybox"))
-    dax.guest.run("kill $(cat /tmp/sleeper); umount /mnt; "
+    dax.guest.run("kill $(cat /tmp/sleeper)\n"
+                  "until umount /mnt 2>/dev/null; do sleep 0.1; done\n"
                   "mount -t virtiofs -o dax moat /mnt")
 
 
@@ -306,19 +307,24 @@ def expected(data):
 
 
 def test_the_vm_is_stopped_and_goes_on(dax):
+    """With mappings that go on being the files.  None is made or taken away at
+    that moment: QEMU 11.1.3 crashes on that (docs/dax.md)."""
+    dax.remount()
     dax.make("stopped", pattern(1, 2 * PAGE + 50))
     dax.map(0, "stopped", 3 * PAGE)
-    number = dax.guest.start("set -e\nfor i in $(seq 40); do\n"
-                             "echo $i >>/mnt/log2; cat /mnt/log2 >/dev/null\n"
-                             "done; md5sum /mnt/log2")
-    for n in range(3):
+    assert dax.do(f"sum 0 - 0 {2 * PAGE + 50}") \
+        == crc(pattern(1, 2 * PAGE + 50))
+    number = dax.guest.start("set -e\nfor i in $(seq 30); do\n"
+                             "echo 'fill 0 - 100 1000 3' >/tmp/q\n"
+                             "read -r a </tmp/a; echo $a\ndone")
+    for n in range(10):
         dax.tell("stop")
         dax.put("stopped", PAGE, pattern(n + 20, 30))
+        dax.put("stopped", 2 * PAGE, pattern(n + 40, 30))
         dax.tell("cont")
-        wait_until(lambda: os.path.exists(dax.path("log2")), "it goes on")
-    dax.guest.finish(number)
-    assert dax.host("log2") == b"".join(b"%d\n" % n for n in range(1, 41))
-    assert dax.get(0, PAGE, 30) == pattern(22, 30)
+    assert dax.guest.finish(number).split("\n") == ["ok 0"] * 30
+    assert dax.get(0, PAGE, 30) == pattern(29, 30)
+    dax.sees(0, 2 * PAGE, pattern(49, 30), "the last page")
     dax.do("fill 0 - 0 40 9", f"fill 0 - {2 * PAGE} 40 9", "fsync 0")
     assert dax.host("stopped")[:40] == pattern(9, 40)
     assert dax.host("stopped")[2 * PAGE:][:40] == pattern(9, 40)
@@ -364,7 +370,7 @@ def test_a_window_smaller_than_what_is_mapped():
     next."""
     with Dax(True, window=8 * MIB) as dax:
         os.mkdir(dax.path("many"))
-        data = [pattern(n, 2 * PAGE + 11 * n) for n in range(40)]
+        data = [pattern(n, 2 * PAGE + 1 + 11 * n) for n in range(40)]
         for n, part in enumerate(data):
             dax.make(f"many/{n}", part)
         assert many(dax, "many", data) == expected(data)

@@ -468,7 +468,7 @@ def test_the_next_vmm_begins_with_nothing(keep, folder, sanitized):
 
 def test_a_file_is_mapped_thousands_of_times(keep, folder, sanitized):
     """Until there is an error, and nobody else has one."""
-    dax = Dax(keep, folder, sanitized)
+    dax = Dax(keep, folder, sanitized, "--dax-mappings=16384")
     node = dax.make("a", pattern(1, 100))
     before = dax.share.daemon.memory()
     dax.fs.timeout = 100
@@ -488,6 +488,22 @@ def test_a_file_is_mapped_thousands_of_times(keep, folder, sanitized):
     dax.fs.works("others")
     dax.remove((0, SIZE))
     assert not dax.window.maps
+    dax.works()
+
+
+def test_no_more_is_mapped_than_a_front_end_bears(keep, folder, sanitized):
+    """What is given back can be used again, and others have their share."""
+    dax = Dax(keep, folder, sanitized, "--dax-mappings=20")
+    node = dax.make("a", pattern(1, 100))
+    for n in range(20):
+        dax.setup(node, 0, PAGE, n * PAGE)
+    fails(errno.ENOSPC, dax.setup, node, 0, PAGE, 20 * PAGE)
+    assert len(dax.window.maps) == 20
+    dax.fs.works("others")
+    dax.setup(node, 0, PAGE, 5 * PAGE, READ | WRITE)
+    dax.remove((7 * PAGE, PAGE))
+    dax.setup(node, 0, PAGE, 20 * PAGE)
+    dax.remove((0, SIZE))
     dax.works()
 
 

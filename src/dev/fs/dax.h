@@ -39,7 +39,10 @@
 #define FS_WINDOW_MAX (UINT64_C(16) << 30)
 /* Pages of tails that are longer than one and can be written to: each is in
  * memory twice. */
-#define FS_LONG_PAGES 16384u
+#define FS_LONG_PAGES 65536u
+/* QEMU 11.1 aborts with more than 512 regions of memory, its RAM included. */
+#define FS_MAPPINGS_DEFAULT 480u
+#define FS_MAPPINGS_MAX 16384u /* the kit's */
 #define FS_TAIL_NONE UINT32_MAX
 
 /** struct fs_stamp - by which a changed file is told */

@@ -128,6 +128,7 @@ struct fs_options {
 	uint64_t files;	  /* descriptors, at most */
 	enum fs_handles handles;
 	uint64_t dax_window;		 /* bytes; 0: none */
+	uint32_t dax_mappings;		 /* in it, at most */
 	struct fs_xattrmap *xattr_rules; /* NULL: names are the same */
 	struct fs_ids ids;
 };

@@ -37,6 +37,7 @@ enum {
 	OPT_FILES,
 	OPT_HANDLES,
 	OPT_DAX,
+	OPT_DAX_MAPPINGS,
 	OPT_NOTIFY,
 };
 
@@ -74,6 +75,10 @@ static const struct argp_option options[] = {
 	{ "dax-window", OPT_DAX, "SIZE", 0,
 	  "map files into the guest through a window of SIZE bytes (K, M, G): "
 	  "see docs/dax.md",
+	  0 },
+	{ "dax-mappings", OPT_DAX_MAPPINGS, "N", 0,
+	  "at most N mappings in it at a time (480); QEMU 11.1 has some 500 in "
+	  "all",
 	  0 },
 	{ 0, 0, 0, 0, "What files have:", 3 },
 	{ "xattr", OPT_XATTR, 0, 0, "extended attributes", 0 },
@@ -230,6 +235,10 @@ static error_t parse_value(int key, char *arg, struct fs_args *a,
 		o->dax_window = moat_device_number(arg, "dax-window", true,
 						   PAGE, FS_WINDOW_MAX, state);
 		break;
+	case OPT_DAX_MAPPINGS:
+		o->dax_mappings = (uint32_t)moat_device_number(
+			arg, "dax-mappings", false, 1, FS_MAPPINGS_MAX, state);
+		break;
 	case OPT_HANDLES:
 		parse_handles(arg, o, state);
 		break;
@@ -325,6 +334,7 @@ int fs_options_parse(struct fs_args *a, int argc, char **argv)
 	a->fs.submounts = a->fs.readdirplus = true;
 	a->fs.threads = THREADS_DEFAULT;
 	a->fs.files = FILES_DEFAULT;
+	a->fs.dax_mappings = FS_MAPPINGS_DEFAULT;
 	if (fs_compat_args(&a->compat, argc, argv) ||
 	    argp_parse(&argp, a->compat.argc, a->compat.argv, 0, NULL, a))
 		return 2;

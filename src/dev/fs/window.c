@@ -14,7 +14,7 @@
 #define WINDOW VIRTIO_FS_SHMCAP_ID_CACHE
 #define RANGES_MAX 65536u
 /* Of one range, before its rest becomes a tail. */
-#define PIECES_MAX 8u
+#define PIECES_MAX 2u
 
 /* ---- the tables ---- */
 
@@ -155,7 +155,8 @@ static int map_piece(struct fs_dax *d, struct fs_range *r,
 		     const struct fs_piece *p, int fd, uint64_t offset,
 		     bool writable)
 {
-	int ret = room_for_piece(d);
+	int ret = d->npieces < d->fs->opt->dax_mappings ? room_for_piece(d)
+							: -ENOSPC;
 
 	if (!ret)
 		ret = moat_shmem_map(d->fs->device, WINDOW, p->at, p->len, fd,
