@@ -7,7 +7,6 @@ host's root folder, the guest makes that its root and finds the folder that is
 tested at /tmp/w.
 """
 import os
-import re
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -181,7 +180,3 @@ def different(one, other):
     """The lines in which two tables differ, as (operation, one, other)."""
     pairs = zip(one.splitlines(), other.splitlines(), strict=True)
     return [(a, b) for a, b in pairs if a != b]
-
-
-def digits(text, pattern):
-    return int(re.search(pattern, text)[1])

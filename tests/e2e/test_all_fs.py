@@ -97,15 +97,18 @@ def test_a_hundred_thousand_files_are_listed_once_each():
 
 
 def test_the_stressors_of_stress_ng_find_nothing_wrong():
+    """Four at a time, which share the folder. The guest keeps its locks to
+    itself: Linux's virtio-fs has no interrupts, so that of two processes one
+    that waits for the other's lock outlives its kill, which lockf does."""
     with Shared("uml", options=["--xattr", "--posix-acl"], tools=True,
                 memory=512) as s:
-        for name in STRESSORS:
-            status, said = s.host(f"stress-ng --{name} 1 --timeout 1 --verify "
-                                  "--no-rand-seed 2>&1; echo $?").rsplit(
-                                      "\n", 1)[::-1]
+        for at in range(0, len(STRESSORS), 4):
+            which = " ".join(f"--{n} 1" for n in STRESSORS[at:at + 4])
+            said, _, status = s.host(
+                f"stress-ng {which} --timeout 1 --verify --no-rand-seed 2>&1; "
+                "echo $?", deadline=120).rpartition("\n")
             assert status == "0", said
-            assert s.daemon.running(), s.daemon.log
-        s.host("ls -A | grep . && exit 1 || true")
+        assert os.listdir(s.folder + "/w") == []
         s.well()
 
 
@@ -145,7 +148,8 @@ def test_a_guest_lives_on_when_the_daemon_is_killed(vmm):
 def test_after_a_kill_a_fresh_daemon_serves_the_next_guest():
     with Shared("uml") as s:
         s.guest.run("cd /mnt/w; echo kept >file; ../fsops load . 1 1 "
-                    ">/dev/null 2>&1 & sleep 1; sync")
+                    ">/tmp/load 2>&1 & until grep -q 'load 1: 63' /tmp/load; "
+                    "do usleep 10000; done")
         os.kill(s.daemon.pid, signal.SIGKILL)
         s.daemon.wait()
         s.guest.kill()

@@ -20,9 +20,17 @@ DISKS = {"guarded": (None, True, False), "moat-blk": (MoatBlk, False, False),
          "moat-blk-packed-guarded": (MoatBlk, True, True)}
 
 
-@pytest.fixture(scope="module", params=[(v, d) for d in DISKS for v in VMMS
-                                        if v == "qemu" or not DISKS[d][2]],
-                ids=lambda p: f"{p[0]}-{p[1]}")
+def kinds():
+    """Of VMM and disk; packed rings are asked for in QEMU only."""
+    for disk, (_, _, packed) in DISKS.items():
+        for vmm in VMMS:
+            if vmm == "qemu" or not packed:
+                yield pytest.param(
+                    (vmm, disk), id=f"{vmm}-{disk}",
+                    marks=[pytest.mark.additional] if packed else [])
+
+
+@pytest.fixture(scope="module", params=kinds())
 def machine(request):
     vmm, disk = request.param
     backend, guarded, packed = DISKS[disk]

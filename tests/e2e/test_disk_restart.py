@@ -10,7 +10,8 @@ from machine import MIB
 from procs import Workdir, wait_until
 
 KILLS = 3
-LAPS = 400
+LAPS = 150
+pytestmark = pytest.mark.additional
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -77,9 +77,12 @@ def loaded(guest, image, kill_one):
     assert lines[-2].split()[0] == wanted
 
 
-@pytest.mark.parametrize("backend", [StorageDaemon, MoatBlk],
-                         ids=["qemu-storage-daemon", "moat-blk"])
-@pytest.mark.parametrize("vmm", ["uml", "qemu"])
+@pytest.mark.parametrize("backend", [
+    pytest.param(StorageDaemon, id="qemu-storage-daemon",
+                 marks=pytest.mark.additional),
+    pytest.param(MoatBlk, id="moat-blk")])
+@pytest.mark.parametrize("vmm", [
+    "uml", pytest.param("qemu", marks=pytest.mark.additional)])
 def test_a_guest_sees_no_error_while_the_guard_starts_others(vmm, backend):
     with Workdir() as work:
         image = make_image(work / "disk", 64 * MIB)

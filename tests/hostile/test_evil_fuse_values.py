@@ -380,6 +380,26 @@ def test_lock_that_waits_can_be_interrupted(own):
     share.fine()
 
 
+def test_locks_that_wait_for_each_other_are_told(own):
+    """Linux's virtio-fs never interrupts: who waits for ever can not be
+    killed. So the last of a circle does not wait."""
+    share = own()
+    fs = share.fs
+    node = fs.lookup(ROOT, "file").nodeid
+    fh = fs.open(node)
+    for owner in (1, 2, 3):
+        fs.lock(node, fh, 1, owner * 100, owner * 100 + 10, owner)
+    waiters = [fs.start(Op.SETLKW, node, lock_in(
+        fh, other * 100, other * 100, 1, owner)) for owner, other in
+               ((1, 2), (2, 3))]
+    fails(errno.EDEADLK, fs.lock, node, fh, 1, 105, 106, 3, op=Op.SETLKW)
+    fs.lock(node, fh, 2, owner=3)
+    fs.finish(waiters[1])
+    fs.lock(node, fh, 2, owner=2)
+    fs.finish(waiters[0])
+    share.fine()
+
+
 def test_many_locks_that_wait_hold_up_nobody(own):
     share = own()
     fs, node, fh, waiter = held_lock(share)

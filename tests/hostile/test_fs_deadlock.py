@@ -8,7 +8,7 @@ import pytest
 
 from fuse import ROOT, Op, fails
 from share import Share
-from test_evil_fuse_driver import U64, lock_in
+from fuse_requests import lock_in
 
 READ, WRITE, UNLOCK = 0, 1, 2
 
@@ -81,7 +81,7 @@ def test_crowds_that_wait_for_each_other_end(share):
     """Many ways that lead nowhere, and one that leads back."""
     fs = share.fs
     file = opened(fs, "file")
-    owners = [U64 - n for n in range(20)]
+    owners = [2 ** 64 - 1 - n for n in range(20)]
     for owner in owners:
         fs.lock(*file, READ, 0, 2 ** 63 - 1, owner=owner)
     tickets, told = [], 0

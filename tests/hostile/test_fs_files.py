@@ -9,7 +9,8 @@ import stat
 
 import pytest
 
-from fuse import ROOT, SETATTR, Init, Op
+from fuse import ROOT, SETATTR, Init, Op, fails
+from guard import MoatFs
 from share import Share
 
 WRITE_CACHE = 1     # FUSE_WRITE_CACHE: pages that the guest's kernel writes back
@@ -124,4 +125,30 @@ def test_what_is_above_the_root_has_no_number(share, plus):
     assert dots == [root, root]
     inside = fs.lookup(ROOT, "dir").nodeid
     assert root in [d.ino for d in fs.listdir(inside, plus) if d.name == b".."]
+    share.fine()
+
+
+def test_what_an_earlier_process_gave_out_finds_nothing(keep, folder,
+                                                        sanitized):
+    """A guest goes on with another moat-fs (moat guard --restart), and what it
+    has of the one before is not taken for other files."""
+    share = Share(keep, folder, sanitized)
+    many = share.fs.lookup(ROOT, "many").nodeid
+    old = [share.fs.lookup(many, f"entry{n}").nodeid for n in range(20)]
+    handles = [share.fs.open(node) for node in old]
+    share.fs.close()
+    os.kill(share.daemon.pid, signal.SIGKILL)
+    share.daemon.process.wait()
+    share.daemon = keep(MoatFs(sanitized, folder, share.dir, name="next"))
+    fs = share.fs = share.client(init=False)
+    many = fs.lookup(ROOT, "many").nodeid
+    new = [fs.lookup(many, f"entry{n}").nodeid for n in range(49, 20, -1)]
+    for node in new:
+        fs.open(node)
+    assert not set(new) & set(old)
+    for node, fh in zip(old, handles):
+        fails(errno.ESTALE, fs.getattr, node)
+        fails((errno.ESTALE, errno.EBADF), fs.write, node, fh, 0, b"x")
+        for other in new:
+            fails(errno.EBADF, fs.write, other, fh, 0, b"x")
     share.fine()

@@ -346,6 +346,7 @@ static void bad_extensions_are_refused(void **state)
 
 static void bits(struct scene *s)
 {
+	const struct fs_node node = { 0 };
 	char path[64];
 	struct stat st;
 	int fd;
@@ -356,16 +357,16 @@ static void bits(struct scene *s)
 		bool keep = i & 1;
 
 		assert_int_equal(fchmod(fd, 06755), 0);
-		fs_fsetid(&s->req, keep);
+		fs_fsetid(&s->req, &node, keep);
 		assert_int_equal(write(fd, "x", 1), 1);
 		assert_int_equal(fstat(fd, &st), 0);
 		assert_int_equal(st.st_mode & 07777,
 				 keep && s->fs.privileged ? 06755 : 0755);
 	}
 	/* Whoever was somebody else meanwhile has it again. */
-	fs_fsetid(&s->req, false);
+	fs_fsetid(&s->req, &node, false);
 	assert_int_equal(make(s, 1234, 567, 0, 0666, &st), 0);
-	fs_fsetid(&s->req, true);
+	fs_fsetid(&s->req, &node, true);
 	assert_int_equal(fchmod(fd, 06755), 0);
 	assert_int_equal(write(fd, "x", 1), 1);
 	assert_int_equal(fstat(fd, &st), 0);
@@ -379,25 +380,20 @@ static void set_user_id_bits_go_when_they_should(void **state)
 	in_scene(bits);
 }
 
-/*
- * A set-group-ID bit without execution for the group: as the user's own call
- * would leave it.
- */
+/* A set-group-ID bit without execution for the group is not cleared. */
 static void group_bit(struct scene *s)
 {
 	static const struct {
-		uint32_t uid, gid;
-		bool have, stays;
+		uint64_t group; /* of the file, and 1 */
+		bool have;
+		mode_t before, after;
 	} turn[] = {
-		{ 1234, 567, false, true },
-		{ 1234, 567, false, true },
-		{ 1234, 568, false, false },
-		{ 0, 0, true, true },
-		{ 0, 0, false, false },
-		{ 1234, 567, false, true },
-		/* Nobody's: as the daemon. */
-		{ 1234, UINT32_MAX, false, false },
+		{ 568, false, 06644, 02644 }, { 568, false, 06644, 02644 },
+		{ 568, true, 06644, 06644 },  { 568, false, 06654, 0654 },
+		{ 0, false, 06654, 0654 },    { 568, false, 06644, 02644 },
+		{ 569, false, 06644, 0644 },  { 0, true, 06654, 06654 },
 	};
+	struct fs_node node = { 0 };
 	struct stat st;
 	char path[64];
 	int fd;
@@ -406,21 +402,19 @@ static void group_bit(struct scene *s)
 	fd = open(path, O_CREAT | O_RDWR, 0644);
 	assert_int_equal(fchown(fd, 1234, 567), 0);
 	for (size_t i = 0; i < LEN(turn); i++) {
-		assert_int_equal(fchmod(fd, 06644), 0);
-		s->req.in.uid = turn[i].uid;
-		s->req.in.gid = turn[i].gid;
-		fs_fsetid(&s->req, turn[i].have);
+		node.setgid = turn[i].group;
+		fs_fsetid(&s->req, &node, true);
+		assert_int_equal(getegid(), s->fs.gid);
+		assert_int_equal(fchmod(fd, turn[i].before), 0);
+		fs_fsetid(&s->req, &node, turn[i].have);
 		assert_int_equal(ftruncate(fd, (off_t)i), 0);
 		assert_int_equal(fstat(fd, &st), 0);
-		if (!!(st.st_mode & S_ISGID) != turn[i].stays)
+		if ((st.st_mode & 07777) != turn[i].after)
 			fail_msg("turn %zu: mode %o", i, st.st_mode);
-		assert_int_equal(!!(st.st_mode & S_ISUID), turn[i].have);
-		fs_fsetid(&s->req, true);
-		assert_int_equal(getegid(), s->fs.gid);
 	}
 	/* A file that is made in between is still the other user's. */
-	s->req.in.gid = 567;
-	fs_fsetid(&s->req, false);
+	node.setgid = 568;
+	fs_fsetid(&s->req, &node, false);
 	assert_int_equal(getegid(), 567);
 	assert_int_equal(make(s, 4321, 999, 0, 0666, &st), 0);
 	assert_int_equal(st.st_uid, 4321);
@@ -428,10 +422,10 @@ static void group_bit(struct scene *s)
 	close(fd);
 }
 
-static void a_group_bit_stays_for_who_is_in_the_group(void **state)
+static void a_group_bit_that_is_no_right_stays(void **state)
 {
 	(void)state;
-	/* Who is not root has one group to be in: their own. */
+	/* Who is not root is in their own groups, and no other. */
 	if (!geteuid())
 		in_scene(group_bit);
 }
@@ -448,7 +442,7 @@ int main(void)
 		cmocka_unit_test(a_group_that_the_request_names_counts),
 		cmocka_unit_test(bad_extensions_are_refused),
 		cmocka_unit_test(set_user_id_bits_go_when_they_should),
-		cmocka_unit_test(a_group_bit_stays_for_who_is_in_the_group),
+		cmocka_unit_test(a_group_bit_that_is_no_right_stays),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

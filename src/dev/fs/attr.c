@@ -20,6 +20,8 @@ int fs_node_stat(struct fs *fs, struct fs_node *node, struct statx *sx)
 {
 	int ret = fs_statx(node->fd, sx);
 
+	if (!ret)
+		fs_node_seen(node, sx);
 	return ret ? ret : fs_dax_cover(fs, node, sx->stx_size);
 }
 
@@ -54,7 +56,9 @@ static int put_attr(struct fs_req *r, const struct statx *sx)
 	return fs_req_put(r, &out, sizeof(out));
 }
 
-int fs_op_getattr(struct fs_req *r)
+/* Of the request's node, in either form. */
+static int reply_stat(struct fs_req *r,
+		      int (*put)(struct fs_req *r, const struct statx *sx))
 {
 	struct fs_node *node = fs_node_get(r->fs, r->in.nodeid);
 	struct statx sx;
@@ -64,7 +68,12 @@ int fs_op_getattr(struct fs_req *r)
 		return -ESTALE;
 	ret = fs_node_stat(r->fs, node, &sx);
 	fs_node_put(r->fs, node);
-	return ret ? ret : put_attr(r, &sx);
+	return ret ? ret : put(r, &sx);
+}
+
+int fs_op_getattr(struct fs_req *r)
+{
+	return reply_stat(r, put_attr);
 }
 
 static struct fs_sx_time sx_time(struct statx_timestamp t)
@@ -102,15 +111,7 @@ static int put_statx(struct fs_req *r, const struct statx *sx)
 
 int fs_op_statx(struct fs_req *r)
 {
-	struct fs_node *node = fs_node_get(r->fs, r->in.nodeid);
-	struct statx sx;
-	int ret;
-
-	if (!node)
-		return -ESTALE;
-	ret = fs_node_stat(r->fs, node, &sx);
-	fs_node_put(r->fs, node);
-	return ret ? ret : put_statx(r, &sx);
+	return reply_stat(r, put_statx);
 }
 
 /* ---- SETATTR ---- */
@@ -128,7 +129,7 @@ static int set_owner(struct fs_req *r, const struct fs_node *node,
 	if (ret)
 		return ret;
 	/* The kernel clears the bits by itself, but for who may keep one. */
-	fs_fsetid(r, !r->in.uid);
+	fs_fsetid(r, node, !r->in.uid);
 	return fchownat(node->fd, "", uid, gid,
 			AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW)
 		       ? -errno
@@ -153,17 +154,21 @@ static int truncate_node(struct fs_req *r, const struct fs_node *node,
 	return ret;
 }
 
-static int set_size(struct fs_req *r, const struct fs_node *node,
+static int set_size(struct fs_req *r, struct fs_node *node,
 		    const struct fuse_setattr_in *in)
 {
 	struct fs_handle *h;
+	struct statx sx;
 	int ret;
 
 	if (node->type != S_IFREG)
 		return node->type == S_IFDIR ? -EISDIR : -EINVAL;
 	if (in->size > INT64_MAX)
 		return -EFBIG;
-	fs_fsetid(r, !(in->valid & FATTR_KILL_SUIDGID));
+	/* What came before may have changed it. */
+	if (in->valid & FATTR_KILL_SUIDGID && !fs_statx(node->fd, &sx))
+		fs_node_seen(node, &sx);
+	fs_fsetid(r, node, !(in->valid & FATTR_KILL_SUIDGID));
 	if (!(in->valid & FATTR_FH))
 		return truncate_node(r, node, (off_t)in->size);
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
@@ -205,7 +210,7 @@ static int set_times(const struct fs_node *node,
 }
 
 /* In this order: a change of the owner clears mode bits. */
-static int set_attr(struct fs_req *r, const struct fs_node *node,
+static int set_attr(struct fs_req *r, struct fs_node *node,
 		    const struct fuse_setattr_in *in)
 {
 	uint32_t v = in->valid;
@@ -215,7 +220,7 @@ static int set_attr(struct fs_req *r, const struct fs_node *node,
 	if (v & (FATTR_UID | FATTR_GID))
 		ret = set_owner(r, node, in);
 	if (!ret && v & FATTR_MODE) {
-		fs_fsetid(r, true);
+		fs_fsetid(r, node, true);
 		if (node->type == S_IFLNK)
 			ret = -EOPNOTSUPP;
 		else if (chmod(fs_fd_name(node->fd, name), in->mode & 07777))

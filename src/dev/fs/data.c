@@ -194,7 +194,8 @@ int fs_op_write(struct fs_req *r)
 	if (h->flags & (O_SYNC | O_DSYNC | O_DIRECT) && !fs_may_block(r)) {
 		ret = FS_DEFER;
 	} else {
-		fs_fsetid(r, !(in->write_flags & FUSE_WRITE_KILL_SUIDGID));
+		fs_fsetid(r, h->node,
+			  !(in->write_flags & FUSE_WRITE_KILL_SUIDGID));
 		fs_dax_sync(r->fs, h->node);
 		ret = write_to(r, h, in, skip);
 		ret = show(r->fs, h->node, ret);
@@ -226,7 +227,7 @@ int fs_op_fallocate(struct fs_req *r)
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;
-	fs_fsetid(r, keeps_bits(r));
+	fs_fsetid(r, h->node, keeps_bits(r));
 	fs_dax_sync(r->fs, h->node);
 	ret = fallocate(h->fd, (int)in->mode, (off_t)in->offset,
 			(off_t)in->length)
@@ -278,7 +279,7 @@ int fs_op_copy_file_range(struct fs_req *r)
 		/* The answer has 32 bits. */
 		size_t len = in->len < INT32_MAX ? (size_t)in->len : INT32_MAX;
 
-		fs_fsetid(r, keeps_bits(r));
+		fs_fsetid(r, b->node, keeps_bits(r));
 		fs_dax_sync(r->fs, a->node);
 		fs_dax_sync(r->fs, b->node);
 		n = copy_file_range(a->fd, &from, b->fd, &to, len, 0);

@@ -73,6 +73,7 @@ static int reply_open(struct fs_req *r, struct fs_node *node, int fd, int flags)
 static int open_node(struct fs_req *r, struct fs_node *node, int flags,
 		     bool kill)
 {
+	struct statx sx;
 	int fd;
 
 	if (node->type != S_IFREG)
@@ -81,7 +82,9 @@ static int open_node(struct fs_req *r, struct fs_node *node, int flags,
 		return -EROFS;
 	if (!(flags & O_TRUNC))
 		return fs_node_open(r->fs, node, flags);
-	fs_fsetid(r, !kill);
+	if (kill && !fs_statx(node->fd, &sx))
+		fs_node_seen(node, &sx);
+	fs_fsetid(r, node, !kill);
 	fs_dax_sync(r->fs, node);
 	fd = fs_node_open(r->fs, node, flags);
 	fs_dax_sync(r->fs, node);

@@ -143,6 +143,8 @@ struct fs_options {
  * @pins: requests that work with it; under its bucket's lock
  * @dev, @ino, @mount: which file it is
  * @type: S_IFMT bits
+ * @setgid: of a set-group-ID file that the group may not execute: its group,
+ *and 1; as it was when last looked at, atomic
  * @locks: of lock.c
  * @watch: of watch.c, or NULL; atomic
  */
@@ -154,6 +156,7 @@ struct fs_node {
 	dev_t dev;
 	int fd;
 	mode_t type;
+	uint64_t setgid;
 	struct fs_by_handle *by_handle;
 	uint32_t pins;
 	struct fs_locks *locks;
@@ -417,8 +420,10 @@ void fs_node_forget(struct fs *fs, uint64_t id, uint64_t n);
  */
 struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx);
 
-/** fs_node_seen() - the same, but not looked up once more */
-struct fs_node *fs_node_seen(struct fs *fs, const struct statx *sx);
+/** fs_node_of() - the same, but not looked up once more */
+struct fs_node *fs_node_of(struct fs *fs, const struct statx *sx);
+/** fs_node_seen() - what the file is now, for fs_fsetid() */
+void fs_node_seen(struct fs_node *node, const struct statx *sx);
 
 /** fs_node_probable() - does the guest know a file @ino beside @dir? */
 bool fs_node_probable(struct fs *fs, const struct fs_node *dir, uint64_t ino);
@@ -534,12 +539,14 @@ int fs_become(struct fs_req *r, uint32_t umask);
 void fs_become_self(struct fs_req *r);
 
 /**
- * fs_fsetid() - have CAP_FSETID, or be of the request's group without it
+ * fs_fsetid() - have CAP_FSETID, or not, for what is done to @node
  *
  * Without, the kernel clears set-user-ID bits when a file is written to or
- * cut, which FUSE_HANDLE_KILLPRIV_V2 asks for by request.
+ * cut, which FUSE_HANDLE_KILLPRIV_V2 asks for by request; the set-group-ID bit
+ * only where the group may execute it. Linux since 6.2 clears that always, but
+ * for who is in the file's group: so the thread is.
  */
-void fs_fsetid(struct fs_req *r, bool have);
+void fs_fsetid(struct fs_req *r, const struct fs_node *node, bool have);
 
 /* ---- xattr ---- */
 

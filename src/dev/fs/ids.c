@@ -98,8 +98,8 @@ int fs_ids_parse(const char *arg, struct fs_id_map *maps, uint32_t *n)
 	uint32_t field[3] = { 0 };
 	size_t kind = 0;
 
-	while (kind < KINDS &&
-	       (strncmp(arg, kinds[kind].word, len) || kinds[kind].word[len]))
+	while (kind < KINDS && (strncmp(arg, kinds[kind].word, len) != 0 ||
+				kinds[kind].word[len]))
 		kind++;
 	if (kind == KINDS || *n == FS_ID_MAPS ||
 	    !parse_fields(arg + len, kinds[kind].fields, field))
@@ -249,21 +249,18 @@ static void set_fsetid(struct fs_thread *t, bool have)
 }
 
 /*
- * Who is in the file's group keeps a set-group-ID bit that means no execution:
- * the kernel asks that of the thread. It stays what it is until another user's
- * turn, so that one who writes much does not cost a system call each time.
+ * The kernel asks whether the thread is in the file's group. It stays in one
+ * until another is wanted, so that many writes cost no system call each.
  */
-void fs_fsetid(struct fs_req *r, bool have)
+void fs_fsetid(struct fs_req *r, const struct fs_node *node, bool have)
 {
-	uint32_t gid;
+	uint64_t group = __atomic_load_n(&node->setgid, __ATOMIC_RELAXED);
 
 	set_fsetid(r->thread, have);
-	if (!r->fs->privileged)
-		return;
-	if (have || fs_gid_to_host(r->fs, r->in.gid, &gid))
-		gid = r->fs->gid;
 	/* If it fails, a bit goes that might have stayed. */
-	set_gid(r->thread, gid);
+	if (r->fs->privileged)
+		set_gid(r->thread,
+			have || !group ? r->fs->gid : (gid_t)(group - 1));
 }
 
 /* ---- acting as somebody ---- */

@@ -135,6 +135,8 @@ static int entered(void *dev, int root_fd, int proc_fd)
 	ret = fs_table_init(&fs->handles, sizeof(struct fs_handle),
 			    max < UINT32_MAX ? (uint32_t)max : UINT32_MAX);
 	if (!ret)
+		ret = fs_table_scatter(&fs->handles);
+	if (!ret)
 		ret = fs_nodes_init(fs);
 	if (!ret)
 		ret = fs_lockers_start(fs);
@@ -252,7 +254,7 @@ static const struct moat_device_ops ops = {
  */
 static uint64_t spare_files(uint64_t files)
 {
-	return (files < 8 * SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
+	return (files / 8 < SPARE_MOST ? files / 8 : SPARE_MOST) + SPARE_OWN;
 }
 
 /* A descriptor for each file that the guest knows: as many as there may be. */

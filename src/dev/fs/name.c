@@ -18,7 +18,7 @@
 
 bool fs_name_ok(const char *name)
 {
-	return *name && strcmp(name, ".") && strcmp(name, "..") &&
+	return *name && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
 	       !strchr(name, '/');
 }
 

@@ -53,6 +53,15 @@ static bool is_file(const struct fs_node *n, const struct statx *sx, int fd)
 		(fd >= 0 && fs_by_handle_is(n->by_handle, fd)));
 }
 
+void fs_node_seen(struct fs_node *node, const struct statx *sx)
+{
+	bool set = (sx->stx_mode & (S_ISGID | S_IXGRP)) == S_ISGID &&
+		   S_ISREG(sx->stx_mode);
+
+	__atomic_store_n(&node->setgid, set ? UINT64_C(1) + sx->stx_gid : 0,
+			 __ATOMIC_RELAXED);
+}
+
 /* Under the bucket's lock; held. */
 static struct fs_node *find(struct bucket b, const struct statx *sx, int fd)
 {
@@ -60,8 +69,10 @@ static struct fs_node *find(struct bucket b, const struct statx *sx, int fd)
 
 	while (n && !is_file(n, sx, fd))
 		n = n->next;
-	if (n)
+	if (n) {
+		fs_node_seen(n, sx);
 		fs_table_hold(&n->slot);
+	}
 	return n;
 }
 
@@ -84,7 +95,7 @@ struct fs_node *fs_node_known(struct fs *fs, const struct statx *sx)
 	return find_of(fs, sx, 1);
 }
 
-struct fs_node *fs_node_seen(struct fs *fs, const struct statx *sx)
+struct fs_node *fs_node_of(struct fs *fs, const struct statx *sx)
 {
 	return find_of(fs, sx, 0);
 }
@@ -138,6 +149,7 @@ int fs_node_enter(struct fs *fs, int fd, const struct statx *sx,
 		n->dev = dev_of(sx);
 		n->mount = sx->stx_mnt_id;
 		n->type = sx->stx_mode & S_IFMT;
+		fs_node_seen(n, sx);
 		n->locks = NULL;
 		n->watch = NULL;
 		n->ranges = n->tails = n->first_tail = 0;
@@ -318,7 +330,7 @@ int fs_nodes_init(struct fs *fs)
 		ret = fs_node_enter(fs, fs->root_fd, &sx, &fs->root);
 	fs->root_fd = -1;
 	/* The first of all: its id is FUSE_ROOT_ID. */
-	return ret;
+	return ret ? ret : fs_table_scatter(&fs->nodes);
 }
 
 void fs_nodes_fini(struct fs *fs)

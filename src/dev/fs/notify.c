@@ -206,7 +206,7 @@ static void note_file(struct fs_notify *n, uint64_t dir, const char *name,
 		return;
 	if (!statx(d->fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
 		   FS_STATX_MASK, &sx)) {
-		node = fs_node_seen(n->fs, &sx);
+		node = fs_node_of(n->fs, &sx);
 		/* A new file is news to nobody; its other names' may be. */
 		if (node && (!c->made || sx.stx_nlink > 1))
 			note(n, fs_slot_id(&node->slot), NULL, c->data);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/random.h>
 
 #include "dev/fs/table.h"
 
@@ -14,6 +15,16 @@ int fs_table_init(struct fs_table *t, size_t size, uint32_t max)
 	if (!t->chunks)
 		return -ENOMEM;
 	pthread_mutex_init(&t->lock, NULL);
+	return 0;
+}
+
+int fs_table_scatter(struct fs_table *t)
+{
+	uint32_t n;
+
+	if (getrandom(&n, sizeof(n), 0) != sizeof(n))
+		return -errno;
+	t->generation = n;
 	return 0;
 }
 
@@ -55,6 +66,8 @@ static struct fs_slot *extend(struct fs_table *t)
 	}
 	s = fs_table_at(t, index);
 	s->index = index;
+	__atomic_store_n(&s->state, (uint64_t)t->generation << 32,
+			 __ATOMIC_RELAXED);
 	__atomic_store_n(&t->n, index, __ATOMIC_RELEASE);
 	return s;
 }

@@ -32,7 +32,8 @@ struct fs_slot {
 struct fs_table {
 	size_t size; /* of an item */
 	uint32_t n, max;
-	uint32_t free; /* the first free one's index, 0: none */
+	uint32_t free;	     /* the first free one's index, 0: none */
+	uint32_t generation; /* of places that nobody has had */
 	pthread_mutex_t lock;
 	uint8_t **chunks;
 };
@@ -40,6 +41,16 @@ struct fs_table {
 /** fs_table_init() - for @max items of @size bytes; 0 or -ENOMEM */
 int fs_table_init(struct fs_table *t, size_t size, uint32_t max);
 void fs_table_fini(struct fs_table *t);
+
+/**
+ * fs_table_scatter() - items from here on have ids that no other process gives
+ *
+ * A guest may go on with another process and still have ids of the one before:
+ * they shall find nothing, not something else.
+ *
+ * Return: 0 or a negative errno.
+ */
+int fs_table_scatter(struct fs_table *t);
 
 /**
  * fs_table_new() - an item without users, which nobody finds yet

@@ -49,7 +49,7 @@ bool fs_xattr_moves_capability(const struct fs *fs)
 	char host[XATTR_NAME_MAX + 1];
 
 	return !fs_xattrmap_to_host(fs->opt->xattr_rules, name, host) &&
-	       strcmp(name, host);
+	       strcmp(name, host) != 0;
 }
 
 /* ---- ids within access control lists ---- */
@@ -124,7 +124,7 @@ static int set(struct fs_req *r, struct fs_node *node, const char *host)
 	ret = translate_acl(r->fs, host, value, in->size, false);
 	if (ret)
 		return ret;
-	fs_fsetid(r, true);
+	fs_fsetid(r, node, true);
 	if (setxattr(fs_fd_name(node->fd, path), host, value, in->size,
 		     (int)in->flags))
 		return -errno;
@@ -135,17 +135,26 @@ static int set(struct fs_req *r, struct fs_node *node, const char *host)
 	return 0;
 }
 
-int fs_op_setxattr(struct fs_req *r)
+/* What a request that changes an attribute is about. */
+static int get_named(struct fs_req *r, char host[XATTR_NAME_MAX + 1],
+		     struct fs_node **node)
 {
-	char host[XATTR_NAME_MAX + 1];
 	int ret = host_name(r->fs, fs_req_name(r, 0), host);
-	struct fs_node *node;
 
 	if (ret)
 		return ret;
-	node = fs_node_get(r->fs, r->in.nodeid);
-	if (!node)
-		return -ESTALE;
+	*node = fs_node_get(r->fs, r->in.nodeid);
+	return *node ? 0 : -ESTALE;
+}
+
+int fs_op_setxattr(struct fs_req *r)
+{
+	char host[XATTR_NAME_MAX + 1];
+	struct fs_node *node;
+	int ret = get_named(r, host, &node);
+
+	if (ret)
+		return ret;
 	ret = set(r, node, host);
 	fs_node_put(r->fs, node);
 	return ret;
@@ -229,14 +238,11 @@ int fs_op_listxattr(struct fs_req *r)
 int fs_op_removexattr(struct fs_req *r)
 {
 	char host[XATTR_NAME_MAX + 1], path[16];
-	int ret = host_name(r->fs, fs_req_name(r, 0), host);
 	struct fs_node *node;
+	int ret = get_named(r, host, &node);
 
 	if (ret)
 		return ret;
-	node = fs_node_get(r->fs, r->in.nodeid);
-	if (!node)
-		return -ESTALE;
 	if (removexattr(fs_fd_name(node->fd, path), host))
 		ret = -errno;
 	fs_node_put(r->fs, node);

@@ -138,6 +138,8 @@ static int op_reset(void *dev)
 	for (uint32_t i = 0; i < d->config->num_queues; i++)
 		moat_inflight_forget(&d->inflight, i);
 	d->status = 0;
+	/* Of a queue that was: nobody may have looked yet. */
+	__atomic_store_n(&d->broken, false, __ATOMIC_RELAXED);
 	if (ops_of(d)->reset)
 		ops_of(d)->reset(d->config->dev);
 	return 0;
@@ -469,6 +471,7 @@ void moat_session_finish(struct moat_device *d)
 {
 	moat_loop_unwatch(&d->loop, &d->server_src);
 	stop_all(d);
+	__atomic_store_n(&d->broken, false, __ATOMIC_RELAXED);
 	moat_host_memory_forget(d);
 	moat_inflight_fini(&d->inflight);
 	for (uint32_t i = 0; i < d->config->num_queues; i++) {
