@@ -20,6 +20,9 @@ DISKS = {"guarded": (None, True, False), "moat-blk": (MoatBlk, False, False),
          "moat-blk-packed-guarded": (MoatBlk, True, True)}
 
 
+ALWAYS = ("guarded", "moat-blk-guarded")
+
+
 def kinds():
     """Of VMM and disk; packed rings are asked for in QEMU only."""
     for disk, (_, _, packed) in DISKS.items():
@@ -27,7 +30,7 @@ def kinds():
             if vmm == "qemu" or not packed:
                 yield pytest.param(
                     (vmm, disk), id=f"{vmm}-{disk}",
-                    marks=[pytest.mark.additional] if packed else [])
+                    marks=[] if disk in ALWAYS else [pytest.mark.additional])
 
 
 @pytest.fixture(scope="module", params=kinds())
