@@ -14,6 +14,8 @@
 #define RWF_NOWAIT 8
 #endif
 
+#define LARGE (256u << 10) /* what is worth a second processor */
+
 /* Pieces of @len bytes from @skip on; at most as many as one call takes. */
 static int slice(struct iovec *to, const struct iovec *from, uint32_t n,
 		 uint64_t skip, uint64_t len)
@@ -67,6 +69,8 @@ static int read_all(struct fs_req *r, struct fs_handle *h,
 	bool wait = fs_may_block(r) || r->fs->in_memory;
 
 	if (!wait && __atomic_load_n(&h->slow, __ATOMIC_RELAXED))
+		return FS_DEFER;
+	if (in->size >= LARGE && fs_defer_helps(r))
 		return FS_DEFER;
 	while (r->moved < in->size) {
 		ssize_t got = read_some(r, h, in, wait);

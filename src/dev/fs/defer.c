@@ -17,6 +17,7 @@ struct fs_defer {
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	struct fs_req *first, **last;
+	uint32_t under_way; /* atomic */
 	bool stop;
 	int begun; /* 0 or a negative errno: the newest thread's start */
 	bool began;
@@ -58,6 +59,7 @@ static void *serve(void *arg)
 		return NULL;
 	while ((r = take(d))) {
 		ret = fs_run(r, &t);
+		__atomic_fetch_sub(&d->under_way, 1, __ATOMIC_RELAXED);
 		if (ret != FS_LATER)
 			fs_defer_done(r, ret == FS_DEFER ? -EIO : ret);
 	}
@@ -128,10 +130,20 @@ void fs_defer_stop(struct fs *fs)
 	fs->defer = NULL;
 }
 
+bool fs_defer_helps(const struct fs_req *r)
+{
+	const struct fs_worker *w = r->thread->worker;
+	const struct fs_defer *d = r->fs->defer;
+
+	return w && d->n && w->taken % 2 == 0 &&
+	       __atomic_load_n(&d->under_way, __ATOMIC_RELAXED) < d->n;
+}
+
 void fs_defer_push(struct fs_req *r)
 {
 	struct fs_defer *d = r->fs->defer;
 
+	__atomic_fetch_add(&d->under_way, 1, __ATOMIC_RELAXED);
 	pthread_mutex_lock(&d->lock);
 	r->next = NULL;
 	*d->last = r;

@@ -157,6 +157,7 @@ void fs_request(void *dev, void *worker, struct moat_request *mr)
 		return;
 	}
 	r->home = w;
+	w->taken++;
 	ret = fs_run(r, &w->thread);
 	if (ret == FS_DEFER)
 		fs_defer_push(r);
@@ -250,6 +251,7 @@ bool fs_worker_poll(void *dev, void *worker)
 	uint64_t count;
 
 	(void)dev;
+	w->taken = 0;
 	if (!__atomic_load_n(&w->done, __ATOMIC_RELAXED))
 		return false;
 	pthread_mutex_lock(&w->lock);

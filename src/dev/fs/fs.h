@@ -352,6 +352,7 @@ struct fs_worker {
 	struct fs_req *done; /* atomic */
 	bool signalled;
 	int event_fd;
+	uint32_t taken; /* requests since it last looked at those */
 };
 
 /** fs_thread_init() - a thread that carries out requests begins, on it */
@@ -382,6 +383,12 @@ int fs_defer_start(struct fs *fs, uint32_t n);
 void fs_defer_stop(struct fs *fs);
 /** fs_defer_push() - carry it out on a thread that may block */
 void fs_defer_push(struct fs_req *r);
+/**
+ * fs_defer_helps() - would another thread be faster, though nothing waits?
+ *
+ * With several requests at hand, every other large one is another processor's.
+ */
+bool fs_defer_helps(const struct fs_req *r);
 /** fs_defer_done() - from any thread: it is to be finished with @error */
 void fs_defer_done(struct fs_req *r, int error);
 
