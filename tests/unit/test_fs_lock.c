@@ -23,6 +23,7 @@
 #include <cmocka.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 #include "dev/fs/notify.h"
 
 #define ALL INT64_MAX

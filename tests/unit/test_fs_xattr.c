@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 #include "dev/fs/xattrmap.h"
 
 #define ACL "system.posix_acl_access"

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 
 int fs_statx(int fd, struct statx *sx)
 {

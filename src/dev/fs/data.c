@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 
 #ifndef RWF_NOWAIT
 #define RWF_NOWAIT 8

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "dev/fs/dax.h"
+#include "dev/fs/handlers.h"
 
 /* ---- ranges ---- */
 

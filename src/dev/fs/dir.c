@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 
 /* getdents64(2)'s. */
 struct dirent64 {

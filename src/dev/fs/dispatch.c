@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 #include "dev/fs/notify.h"
 
 #define IN(type) .size = sizeof(struct type)

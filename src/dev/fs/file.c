@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 #include "dev/fs/notify.h"
 
 /* What of open(2)'s flags is the host's matter. */

@@ -33,12 +33,12 @@
 #ifndef MOAT_DEV_FS_H
 #define MOAT_DEV_FS_H
 
-#include <linux/fuse.h>
 #include <moat/device.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "dev/fs/proto.h"
 #include "dev/fs/table.h"
 
 #define FS_TAG_MAX 36u
@@ -50,46 +50,8 @@
 #define FS_EXT_MAX 8192u /* bytes of extensions behind them */
 #define FS_IOV 1024u	 /* IOV_MAX: pieces of one system call */
 #define FS_SAVED 96u	 /* the largest structure of what can be deferred */
-#define FS_DATA_MAX                                              \
-	(1u << 20) /* bytes of one read or write, in the largest \
-		    */
-
-/* The last words of the protocol that older headers lack. */
-#ifndef FUSE_CREATE_SUPP_GROUP
-#define FUSE_CREATE_SUPP_GROUP (1ULL << 34)
-#endif
-#ifndef FUSE_DIRECT_IO_ALLOW_MMAP
-#define FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36)
-#endif
-#define FS_OP_STATX 52u /* 7.39 */
-
-struct fs_statx_in {
-	uint32_t getattr_flags, reserved;
-	uint64_t fh;
-	uint32_t sx_flags, sx_mask;
-};
-
-struct fs_sx_time {
-	int64_t tv_sec;
-	uint32_t tv_nsec;
-	int32_t reserved;
-};
-
-struct fs_statx_out {
-	uint64_t attr_valid;
-	uint32_t attr_valid_nsec, flags;
-	uint64_t spare[2];
-	struct {
-		uint32_t mask, blksize;
-		uint64_t attributes;
-		uint32_t nlink, uid, gid;
-		uint16_t mode, spare0;
-		uint64_t ino, size, blocks, attributes_mask;
-		struct fs_sx_time atime, btime, ctime, mtime;
-		uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
-		uint64_t spare2[14];
-	} stat;
-};
+/* Bytes of one read or write, in the largest. */
+#define FS_DATA_MAX (1u << 20)
 
 enum fs_cache { FS_CACHE_AUTO, FS_CACHE_ALWAYS, FS_CACHE_NEVER, FS_CACHE_META };
 
@@ -611,7 +573,7 @@ void fs_dax_clear(struct fs *fs);
 /** fs_dax_reset() - the front-end is gone, and the window with it */
 void fs_dax_reset(struct fs *fs);
 
-/* ---- handlers ---- */
+/* ---- session ---- */
 
 /**
  * fs_assume_session() - a guest goes on that has mounted before this process
@@ -621,58 +583,5 @@ void fs_dax_reset(struct fs *fs);
 void fs_assume_session(struct fs *fs);
 /** fs_end_session() - the guest holds nothing any more */
 void fs_end_session(struct fs *fs);
-
-int fs_op_init(struct fs_req *r);
-int fs_op_destroy(struct fs_req *r);
-
-int fs_op_lookup(struct fs_req *r);
-int fs_op_forget(struct fs_req *r);
-int fs_op_batch_forget(struct fs_req *r);
-int fs_op_mknod(struct fs_req *r);
-int fs_op_mkdir(struct fs_req *r);
-int fs_op_symlink(struct fs_req *r);
-int fs_op_link(struct fs_req *r);
-int fs_op_unlink(struct fs_req *r);
-int fs_op_rmdir(struct fs_req *r);
-int fs_op_rename(struct fs_req *r);
-int fs_op_rename2(struct fs_req *r);
-int fs_op_readlink(struct fs_req *r);
-
-int fs_op_getattr(struct fs_req *r);
-int fs_op_setattr(struct fs_req *r);
-int fs_op_statx(struct fs_req *r);
-int fs_op_statfs(struct fs_req *r);
-int fs_op_access(struct fs_req *r);
-
-int fs_op_open(struct fs_req *r);
-int fs_op_create(struct fs_req *r);
-int fs_op_tmpfile(struct fs_req *r);
-int fs_op_flush(struct fs_req *r);
-int fs_op_release(struct fs_req *r);
-int fs_op_fsync(struct fs_req *r);
-int fs_op_syncfs(struct fs_req *r);
-
-int fs_op_read(struct fs_req *r);
-int fs_op_write(struct fs_req *r);
-int fs_op_fallocate(struct fs_req *r);
-int fs_op_lseek(struct fs_req *r);
-int fs_op_copy_file_range(struct fs_req *r);
-
-int fs_op_opendir(struct fs_req *r);
-int fs_op_readdir(struct fs_req *r);
-int fs_op_readdirplus(struct fs_req *r);
-
-int fs_op_setxattr(struct fs_req *r);
-int fs_op_getxattr(struct fs_req *r);
-int fs_op_listxattr(struct fs_req *r);
-int fs_op_removexattr(struct fs_req *r);
-
-int fs_op_getlk(struct fs_req *r);
-int fs_op_setlk(struct fs_req *r);
-int fs_op_setlkw(struct fs_req *r);
-int fs_op_interrupt(struct fs_req *r);
-
-int fs_op_setupmapping(struct fs_req *r);
-int fs_op_removemapping(struct fs_req *r);
 
 #endif

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "dev/fs/lock.h"
+#include "dev/fs/handlers.h"
 
 /* Owners, each with a descriptor. */
 #define OWNERS_MAX 4096u /* in all */

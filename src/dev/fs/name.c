@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 #include "dev/fs/notify.h"
 
 bool fs_name_ok(const char *name)

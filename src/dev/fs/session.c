@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 
 #define MINOR 39u
 /* Before this, structures differ and MAX_PAGES does not exist. */

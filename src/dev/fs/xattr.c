@@ -13,6 +13,7 @@
 
 #include "core/shm.h"
 #include "dev/fs/fs.h"
+#include "dev/fs/handlers.h"
 #include "dev/fs/xattrmap.h"
 
 #define ACL_ACCESS "system.posix_acl_access"
