@@ -102,6 +102,7 @@ def test_a_guest_sees_no_error_while_the_guard_starts_others(vmm, backend):
                        "starter and backend end with the guard")
 
 
+@pytest.mark.additional
 def test_a_guest_sees_no_error_while_others_are_connected_to():
     with Workdir() as work:
         image = make_image(work / "disk", 64 * MIB)

@@ -38,6 +38,9 @@ def keep():
             thing.close()
         except AssertionError as e:
             errors.append(e)
+        # Seen where the test failed: what the daemon had to say.
+        for line in getattr(thing, "lines", [])[-40:]:
+            print(line)
     if errors:
         raise errors[0]
 

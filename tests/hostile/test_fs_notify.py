@@ -345,6 +345,7 @@ def test_small_buffers_break_their_queue_only(own, size):
     notes.post(1, size=size)
     small = list(notes.posted)[-1]
     assert notes.queue.erred()
+    share.daemon.wait_line("notify_buf_size")
     assert share.daemon.find("queue 1 .*notify_buf_size")
     share.fs.works()
     text(f"{share.dir}/file", b"more", "ab")
