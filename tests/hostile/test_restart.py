@@ -769,6 +769,11 @@ def test_a_command_is_started_again_by_a_guard_in_its_sandbox(keep, folder,
     assert not os.path.exists(f"/proc/{last}")
 
 
+def state_of(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        return f.read().rpartition(")")[2].split()[0]
+
+
 def test_a_command_that_stalls_is_ended_before_another_is_started(
         keep, folder, sanitized):
     scene = Started(keep, folder, sanitized, "--restart=10")
@@ -776,6 +781,9 @@ def test_a_command_that_stalls_is_ended_before_another_is_started(
     stopped = scene.pids()[-1]
     requests = Requests(scene.vmm.queues[0])
     scene.signal(signal.SIGSTOP)
+    end = time.monotonic() + 10
+    while state_of(stopped) != "T":
+        assert time.monotonic() < end
     requests.add(8)
     # An answer that does not come is what tells.
     scene.vmm.fe.timeout = 30
