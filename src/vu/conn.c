@@ -144,6 +144,18 @@ static int wait_writable(int fd, uint64_t end)
 	return 0;
 }
 
+/*
+ * Descriptors that were sent and not received yet are counted for all processes
+ * of a user together, against our own limit of open ones: others' go by.
+ */
+static int wait_in_flight(uint64_t end)
+{
+	if (moat_now_ns() >= end)
+		return -ETOOMANYREFS;
+	poll(NULL, 0, 1);
+	return 0;
+}
+
 bool moat_vu_conn_room(const struct moat_vu_conn *conn)
 {
 	struct pollfd p = { .fd = conn->fd, .events = POLLOUT };
@@ -185,10 +197,13 @@ int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
 		ssize_t n = sendmsg(conn->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
 		int ret;
 
-		if (n < 0 && errno != EAGAIN && errno != EINTR)
+		if (n < 0 && errno != EAGAIN && errno != EINTR &&
+		    errno != ETOOMANYREFS)
 			return -errno;
 		if (n < 0) {
-			ret = wait_writable(conn->fd, end);
+			ret = errno == ETOOMANYREFS
+				      ? wait_in_flight(end)
+				      : wait_writable(conn->fd, end);
 			if (ret)
 				return ret;
 			continue;
