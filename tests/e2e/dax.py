@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 import zlib
 
 from guard import Guard
@@ -50,6 +51,10 @@ class MoatFs(Server):
         super().__init__(command(socket_path, folder, window, *options),
                          "moat-fs", socket_path)
         self.expect("listening on")
+
+
+def differs(a, b):
+    return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), None)
 
 
 class Dax:
@@ -184,7 +189,13 @@ mount -t virtiofs -o dax {TAG} /mnt""")
 
     def same(self, name, want):
         """Host and guest have @want, by all ways to look; from now on."""
-        assert self.host(name) == want, f"{name} on the host"
+        # A last page takes up to 50 ms, and longer on a busy machine.
+        end = time.monotonic() + 5
+        while (have := self.host(name)) != want and time.monotonic() < end:
+            time.sleep(0.05)
+        assert have == want, (
+            f"{name} on the host: {len(have)} bytes, {len(want)} wanted, "
+            f"the first that differs at {differs(have, want)}")
         size = len(want)
         wait_until(lambda: int(self.guest.run(f"stat -c %s /mnt/{name}"))
                    == size, f"{name} has {size} bytes in the guest")
