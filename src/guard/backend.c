@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 
 #include "guard/backend.h"
 #include "os/clock.h"
 #include "os/fd.h"
 #include "os/sock.h"
+#include "os/wait.h"
 
 #define START_MS 10000u	 /* a backend may take to listen */
 #define LOOK_MS 100u	 /* is it still there? */
 #define AGAIN_MS 2000u	 /* and to listen again */
 #define GRACE_MS 3000u	 /* and to end */
 #define STARTER_MS 4000u /* likewise, and the starter after it */
-#define ENDS_MS 200	 /* it may end when its VMM has left */
+#define ENDS_MS 200u	 /* it may end when its VMM has left */
 
 #define MINUTE_NS (60u * (uint64_t)MOAT_NS_PER_SEC)
 /* Before one that follows others which have finished nothing. */
@@ -70,12 +70,10 @@ bool moat_backend_one_vmm(const struct moat_backend *b)
 
 bool moat_backend_done(const struct moat_backend *b)
 {
-	struct pollfd p = { .fd = b->child.pidfd, .events = POLLIN };
-
 	if (!b->config->exec || b->config->restarts)
 		return false;
 	/* It sees its VMM leave when we do, and may take a moment to end. */
-	return poll(&p, 1, ENDS_MS) > 0;
+	return moat_wait_fd(b->child.pidfd, POLLIN, ENDS_MS);
 }
 
 void moat_backend_end(struct moat_backend *b)
@@ -92,9 +90,7 @@ void moat_backend_end(struct moat_backend *b)
 /* Whom nobody waits for is waited for no longer. */
 static bool hung_up(int vmm_fd)
 {
-	struct pollfd p = { .fd = vmm_fd, .events = POLLRDHUP };
-
-	return poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP);
+	return moat_wait_fd(vmm_fd, POLLRDHUP, 0) & (POLLRDHUP | POLLHUP);
 }
 
 static bool worth_trying(int fd)
@@ -114,11 +110,10 @@ static uint32_t ms_left(uint64_t end_ns, uint32_t most)
 static int connect_until(struct moat_backend *b, const char *path,
 			 uint64_t end_ns, int vmm_fd)
 {
-	struct pollfd p = { .fd = b->child.pidfd, .events = POLLIN };
 	int fd;
 
 	do {
-		bool ended = poll(&p, 1, 0) > 0;
+		bool ended = moat_wait_fd(b->child.pidfd, POLLIN, 0);
 
 		fd = moat_sock_connect_wait(
 			path, ended ? 0 : ms_left(end_ns, LOOK_MS),
@@ -192,7 +187,7 @@ static int pause_ms(const struct moat_backend *b, uint32_t ms, int vmm_fd)
 		{ .fd = vmm_fd, .events = POLLRDHUP },
 	};
 
-	if (poll(p, 2, (int)ms) <= 0)
+	if (moat_wait(p, 2, ms) <= 0)
 		return 0;
 	if (p[0].revents)
 		return -EINTR;
@@ -245,12 +240,11 @@ int moat_backend_connect(struct moat_backend *b, bool again)
 		      : !again		    ? 0
 		      : b->config->restarts ? b->config->restart_ms
 					    : AGAIN_MS;
-	struct pollfd p = { .fd = b->child.pidfd, .events = POLLIN };
 	int fd;
 
 	/* One that ends with its VMM may take a moment: see above. */
 	if (again && b->config->restarts)
-		poll(&p, 1, ENDS_MS);
+		moat_wait_fd(b->child.pidfd, POLLIN, ENDS_MS);
 	fd = connect_to(b, ms, -1);
 
 	/* One that ended with its VMM; for the next VMM there is another. */

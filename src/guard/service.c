@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/udmabuf.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +16,7 @@
 #include "os/fd.h"
 #include "os/sandbox.h"
 #include "os/sock.h"
+#include "os/wait.h"
 
 #define FDS_WANTED (5u * MOAT_VU_VRINGS_MAX + 256u)
 
@@ -161,7 +161,6 @@ static int enter_sandbox(struct service *v)
 /* Wait for a VMM, then serve it, until the session ends or we have to. */
 static void run_session(struct service *v)
 {
-	struct pollfd p = { v->session_config.abort_fd, POLLIN, 0 };
 	struct moat_session *s = v->session;
 
 	if (v->vmm_fd < 0) {
@@ -189,7 +188,7 @@ static void run_session(struct service *v)
 	}
 	moat_loop_unwatch(&v->loop, &v->listen_src);
 	/* It may be what made a call of the backend fail. */
-	if (poll(&p, 1, 0) > 0)
+	if (moat_wait_fd(v->session_config.abort_fd, POLLIN, 0))
 		v->stopping = true;
 }
 

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include "os/child.h"
 #include "os/fd.h"
 #include "os/sock.h"
+#include "os/wait.h"
 
 /* @word with the first @what replaced by @with, or NULL if it has none. */
 static char *substitute(const char *word, const char *what, const char *with)
@@ -174,17 +174,16 @@ static void send_signal(const struct moat_child *c, int sig)
 
 int moat_child_stop(struct moat_child *c, unsigned int grace_ms)
 {
-	struct pollfd p = { .fd = c->pidfd, .events = POLLIN };
 	int status, ret = -1;
 
 	if (c->pid <= 0)
 		return -1;
 	/* Already gone: its own exit status counts, not our signal. */
-	if (poll(&p, 1, 0) == 0) {
+	if (!moat_wait_fd(c->pidfd, POLLIN, 0)) {
 		send_signal(c, SIGTERM);
-		if (poll(&p, 1, (int)grace_ms) == 0) {
+		if (!moat_wait_fd(c->pidfd, POLLIN, grace_ms)) {
 			send_signal(c, SIGKILL);
-			poll(&p, 1, (int)grace_ms);
+			moat_wait_fd(c->pidfd, POLLIN, grace_ms);
 		}
 	}
 	/* Not for ever: it may be another user's by now, and not obey us. */

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <poll.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "os/clock.h"
 #include "os/log.h"
+#include "os/wait.h"
 
 void moat_log_init(struct moat_log *log, const char *prefix,
 		   enum moat_log_level level)
@@ -52,7 +52,6 @@ void moat_log_va(struct moat_log *log, enum moat_log_level level,
 		[MOAT_LOG_INFO] = "",
 		[MOAT_LOG_DEBUG] = "debug: ",
 	};
-	struct pollfd p = { .fd = STDERR_FILENO, .events = POLLOUT };
 	uint32_t dropped;
 	char line[1024];
 	int n, m;
@@ -71,7 +70,8 @@ void moat_log_va(struct moat_log *log, enum moat_log_level level,
 	 * One write, so that lines of several processes do not mix; and none
 	 * that could wait for whoever reads them.
 	 */
-	if (poll(&p, 1, 0) <= 0 || write(STDERR_FILENO, line, (size_t)n) < 0)
+	if (!moat_wait_fd(STDERR_FILENO, POLLOUT, 0) ||
+	    write(STDERR_FILENO, line, (size_t)n) < 0)
 		__atomic_add_fetch(&log->dropped, 1, __ATOMIC_RELAXED);
 }
 

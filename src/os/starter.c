@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
-#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -12,12 +11,13 @@
 
 #include "os/fd.h"
 #include "os/starter.h"
+#include "os/wait.h"
 
 /* A child that is to be replaced has lost its connection, or does not obey. */
 #define REPLACED_MS 200u
 #define ENDS_MS 3000u
 /* The starter has to end a child first, and to fork. */
-#define ANSWER_MS 5000
+#define ANSWER_MS 5000u
 #define STARTER_FD 3 /* in the starter, and no other above it */
 
 struct answer {
@@ -145,14 +145,13 @@ static int take(int sock, struct answer *a, int fds[2])
 
 int moat_starter_start(struct moat_starter *s, struct moat_child *child)
 {
-	struct pollfd p = { .fd = s->fd, .events = POLLIN };
 	struct answer a;
 	int fds[2], ret;
 
 	forget(child);
 	if (write(s->fd, "", 1) != 1)
 		return -errno;
-	if (poll(&p, 1, ANSWER_MS) <= 0)
+	if (!moat_wait_fd(s->fd, POLLIN, ANSWER_MS))
 		return -ETIMEDOUT;
 	ret = take(s->fd, &a, fds);
 	if (ret || fds[0] < 0) {
@@ -171,13 +170,11 @@ int moat_starter_start(struct moat_starter *s, struct moat_child *child)
 void moat_starter_end(struct moat_starter *s, struct moat_child *child,
 		      unsigned int grace_ms)
 {
-	struct pollfd p = { .fd = s->pidfd, .events = POLLIN };
-
 	forget(child);
 	if (!s->pid)
 		return;
 	moat_fd_close(&s->fd);
-	poll(&p, 1, (int)grace_ms);
+	moat_wait_fd(s->pidfd, POLLIN, grace_ms);
 	waitpid(s->pid, NULL, WNOHANG);
 	moat_fd_close(&s->pidfd);
 	s->pid = 0;

@@ -7,6 +7,7 @@
 
 #include "os/clock.h"
 #include "os/fd.h"
+#include "os/wait.h"
 #include "vu/conn.h"
 
 #define SEND_TIMEOUT_MS 2000u
@@ -158,10 +159,8 @@ static int wait_in_flight(uint64_t end)
 
 bool moat_vu_conn_room(const struct moat_vu_conn *conn)
 {
-	struct pollfd p = { .fd = conn->fd, .events = POLLOUT };
-
 	/* An error is for the send to find. */
-	return poll(&p, 1, 0) > 0;
+	return moat_wait_fd(conn->fd, POLLOUT, 0);
 }
 
 int moat_vu_conn_send(struct moat_vu_conn *conn, uint32_t request,
