@@ -228,6 +228,34 @@ def test_the_host_cuts_a_mapped_file(dax):
     dax.do("unmap 0", "close 0", "unmap 1", "close 1")
 
 
+def test_the_host_writes_a_mapped_file_anew(dax):
+    """As cp and editors do: cut, and filled again. The guest, asleep, hears of
+    neither; what it stores then is in the new file."""
+    dax.make("sign", b"-")
+    dax.map(1, "sign", PAGE)
+    for n in range(4):
+        dax.make("anew", pattern(n, 2 * MIB + 100))
+        dax.map(0, "anew", 2 * MIB + 100)
+        dax.do(f"fill 0 - 0 {2 * MIB + 100} {n + 10}")
+        if n % 2:
+            dax.do("unmap 0", "close 0")
+        os.truncate(dax.path("anew"), 0)
+        for sign in (b"1", b"2"):  # as above: it has been seen
+            dax.put("sign", 0, sign)
+            dax.sees(1, 0, sign, "the syncer has been around")
+        dax.make("anew", pattern(n + 20, 2 * MIB + 100))
+        if n % 2:  # opened anew, seen at once
+            dax.map(0, "anew", 2 * MIB + 100)
+        else:
+            for sign in (b"3", b"4"):
+                dax.put("sign", 0, sign)
+                dax.sees(1, 0, sign, "the syncer has been around")
+        assert dax.get(0, MIB, 8) == pattern(n + 20 + MIB, 8)
+        dax.do(f"fill 0 - 0 {2 * MIB + 100} {n + 30}", "unmap 0", "close 0")
+        dax.same("anew", pattern(n + 30, 2 * MIB + 100))
+    dax.do("unmap 1", "close 1")
+
+
 def test_a_program_runs_on_both_sides(dax):
     """One file, at the same time; then it is replaced."""
     program = dax.path("busybox")

@@ -258,6 +258,33 @@ def test_what_the_host_cuts_off_is_soon_not_there(dax, left):
     assert dax.host("a")[7 * PAGE + 3:][:5] == b"guest"
 
 
+@pytest.mark.parametrize("left", [0, 3 * PAGE + 7])
+def test_what_the_host_writes_anew_is_there_again(dax, left):
+    """cp and editors cut a file and fill it again. A guest that was asleep
+    meanwhile, and has its size from before, asks for nothing: by mmap it sees
+    the new file soon, by open at once, and what it stores is not lost."""
+    data = pattern(1, 16 * PAGE + 5)
+    node = dax.make("a", data)
+    dax.setup(node, 0, 8 * PAGE, 0, READ | WRITE)
+    dax.setup(node, 8 * PAGE, 16 * PAGE, 8 * PAGE, READ | WRITE)
+    gone = {p * PAGE for p in range(-(-left // PAGE), 17)}
+    for n in range(10):
+        os.truncate(dax.path("a"), left)
+        until(lambda: not gone & dax.window.pages(), "it is cut")
+        new = pattern(10 + n, len(data))
+        dax.put("a", 0, new)
+        if n % 2:
+            dax.fs.release(node, dax.fs.open(node))
+        until(lambda: gone <= dax.window.pages(), "it is there again",
+              0 if n % 2 else 10)
+        dax.window.write(7 * PAGE + 3, b"guest")
+        # Where the last page was, a copy goes on.
+        until(lambda: dax.host("a")[7 * PAGE + 3:][:5] == b"guest", "stored",
+              10 if left % PAGE else 0)
+        new = new[:7 * PAGE + 3] + b"guest" + new[7 * PAGE + 8:]
+        until(lambda: dax.window.read(0, len(new)) == new, "all is shown")
+
+
 def test_what_the_guest_cuts_off_is_not_mapped_anew(dax):
     node = dax.make("a", pattern(1, 16 * PAGE))
     fh = dax.fs.open(node)

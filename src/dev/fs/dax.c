@@ -152,10 +152,11 @@ static struct fs_range *find_same(struct fs_dax *d, const struct fs_range *r)
 	return NULL;
 }
 
-/* All ranges of the node; -EAGAIN is left to the syncer. */
-static int cover_all(struct fs_dax *d, const struct fs_node *node,
-		     uint64_t size, bool *all)
+/* All of them, also behind one that has to wait. */
+int fs_dax_show(struct fs_dax *d, struct fs_node *node, uint64_t size)
 {
+	bool all = true;
+
 	for (uint32_t i = 0; i < d->nranges; i++) {
 		int ret = 0;
 
@@ -163,8 +164,11 @@ static int cover_all(struct fs_dax *d, const struct fs_node *node,
 			ret = fs_range_cover(d, &d->ranges[i], size);
 		if (ret && ret != -EAGAIN)
 			return ret;
-		*all &= !ret;
+		all &= !ret;
 	}
+	if (!all)
+		return -EAGAIN;
+	__atomic_store_n(&node->shown, size, __ATOMIC_SEQ_CST);
 	return 0;
 }
 
@@ -206,7 +210,6 @@ static int lock_and_sync(struct fs_dax *d, const struct fs_node *node,
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size)
 {
 	struct fs_dax *d = fs->dax;
-	bool all = true;
 	int ret;
 
 	if (!__atomic_load_n(&node->ranges, __ATOMIC_SEQ_CST))
@@ -215,17 +218,29 @@ int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size)
 	if (size <= __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST))
 		return 0;
 	pthread_mutex_lock(&d->lock);
-	ret = cover_all(d, node, size, &all);
+	ret = fs_dax_show(d, node, size);
 	/* Where there is a page already, what is new of it is in it. */
 	sync_node(d, node, false);
-	if (!ret && all)
-		__atomic_store_n(&node->shown, size, __ATOMIC_SEQ_CST);
-	if (!all) {
+	/* That is left to the syncer. */
+	if (ret == -EAGAIN) {
+		ret = 0;
 		d->behind = true;
 		pthread_cond_signal(&d->wake);
 	}
 	pthread_mutex_unlock(&d->lock);
 	return ret;
+}
+
+/* The guest is told no size: what it takes to be shown does not become less. */
+int fs_dax_opened(struct fs *fs, struct fs_node *node, int fd)
+{
+	struct statx sx;
+
+	if (!__atomic_load_n(&node->ranges, __ATOMIC_SEQ_CST) ||
+	    fs_statx(fd, &sx) ||
+	    sx.stx_size <= __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST))
+		return 0;
+	return fs_dax_cover(fs, node, sx.stx_size);
 }
 
 void fs_dax_sync(struct fs *fs, const struct fs_node *node)

@@ -22,7 +22,8 @@
  * A file that the host makes shorter has mapped pages that are none: a guest
  * that touches one ends or hangs with its VMM. The guest does so until it hears
  * of the new size. So what it was told is compared with what is, often, and
- * then taken out of its sight.
+ * then taken out of its sight. It comes back when the file does: a guest that
+ * has not heard of it in between relies on the size from before.
  *
  * And what the guest may only read is a tail, where the front-end can not map
  * so: QEMU 11.1 maps all writable or not at all.
@@ -115,6 +116,7 @@ struct fs_range {
 	uint64_t covered;     /* bytes that are mapped, from its beginning */
 	struct fs_node *node; /* held */
 	uint64_t size;	      /* the syncer's: as it saw the file ... */
+	uint64_t known; /* as the guest may know a file that was cut; or 0 */
 	uint32_t pieces;
 	bool writable;
 	bool cut; /* ... which was shorter than shown */
@@ -141,6 +143,13 @@ struct fs_dax {
 	bool syncing, began, stop;
 	int begun; /* 0 or a negative errno: how the syncer's start went */
 };
+
+/**
+ * fs_dax_show() - all ranges of a file that has @size bytes now, which are more
+ *
+ * Return: 0; -EAGAIN if something is not covered yet; another negative errno.
+ */
+int fs_dax_show(struct fs_dax *d, struct fs_node *node, uint64_t size);
 
 /** fs_range_after() - the first that ends behind @at */
 uint32_t fs_range_after(const struct fs_dax *d, uint64_t at);

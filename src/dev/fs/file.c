@@ -70,6 +70,18 @@ static int reply_open(struct fs_req *r, struct fs_node *node, int fd, int flags)
 	return ret ? ret : fs_req_put(r, &out, sizeof(out));
 }
 
+/* The guest may know its size already, and go on to map it. */
+static int open_as_it_is(struct fs_req *r, struct fs_node *node, int flags)
+{
+	int fd = fs_node_open(r->fs, node, flags);
+	int ret = fd < 0 ? 0 : fs_dax_opened(r->fs, node, fd);
+
+	if (!ret)
+		return fd;
+	close(fd);
+	return ret;
+}
+
 /* An open of a node; @kill: set-user-ID bits go if it is cut. */
 static int open_node(struct fs_req *r, struct fs_node *node, int flags,
 		     bool kill)
@@ -82,7 +94,7 @@ static int open_node(struct fs_req *r, struct fs_node *node, int flags,
 	if (r->fs->opt->read_only && writes(flags))
 		return -EROFS;
 	if (!(flags & O_TRUNC))
-		return fs_node_open(r->fs, node, flags);
+		return open_as_it_is(r, node, flags);
 	if (kill && !fs_statx(node->fd, &sx))
 		fs_node_seen(node, &sx);
 	fs_fsetid(r, node, !kill);

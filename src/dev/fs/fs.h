@@ -555,6 +555,8 @@ void fs_dax_stop(struct fs *fs);
  * Return: 0 or a negative errno: it must not be told.
  */
 int fs_dax_cover(struct fs *fs, struct fs_node *node, uint64_t size);
+/** fs_dax_opened() - the same of a file that was opened, as it is now */
+int fs_dax_opened(struct fs *fs, struct fs_node *node, int fd);
 /** fs_dax_expect() - the guest itself makes it that short now */
 void fs_dax_expect(struct fs_node *node, uint64_t size);
 /** fs_dax_sync() - before and after a request that reads or changes data */

@@ -52,6 +52,11 @@ static void catch_up(struct fs_dax *d)
 	d->behind = ret == -EAGAIN;
 }
 
+static uint64_t shown(const struct fs_node *node)
+{
+	return __atomic_load_n(&node->shown, __ATOMIC_SEQ_CST);
+}
+
 /*
  * The host has made files shorter, and the guest does not know. What is said to
  * be shown is less before it is: whoever tells the guest of a new size
@@ -65,11 +70,13 @@ static void shrink(struct fs_dax *d)
 
 	for (uint32_t i = 0; i < d->nranges; i++) {
 		struct fs_range *r = &d->ranges[i];
+		int ret = fs_range_stat(d->fs, r, &sx);
+		uint64_t most = shown(r->node);
 
-		r->cut = !fs_range_stat(d->fs, r, &sx) &&
-			 sx.stx_size < __atomic_load_n(&r->node->shown,
-						       __ATOMIC_SEQ_CST);
-		r->size = sx.stx_size;
+		r->size = ret ? 0 : sx.stx_size;
+		r->cut = !ret && r->size < most;
+		if (r->cut && r->known < most)
+			r->known = most;
 		any |= r->cut;
 	}
 	for (uint32_t i = 0; any && i < d->nranges; i++)
@@ -80,6 +87,22 @@ static void shrink(struct fs_dax *d)
 		    !fs_range_stat(d->fs, &d->ranges[i], &sx) &&
 		    fs_range_shrink(d, &d->ranges[i], sx.stx_size))
 			d->behind = true;
+}
+
+/* What was cut off is there again: see dax.h. */
+static void show_again(struct fs_dax *d)
+{
+	for (uint32_t i = 0; i < d->nranges; i++) {
+		struct fs_range *r = &d->ranges[i];
+
+		if (!r->known || r->cut)
+			continue;
+		if (r->size > shown(r->node) &&
+		    fs_dax_show(d, r->node, r->size) == -EAGAIN)
+			return;
+		if (shown(r->node) >= r->known)
+			r->known = 0;
+	}
 }
 
 static void *syncer(void *arg)
@@ -100,8 +123,10 @@ static void *syncer(void *arg)
 			continue;
 		}
 		catch_up(d);
-		if (moat_shmem_usable(d->fs->device))
+		if (moat_shmem_usable(d->fs->device)) {
 			shrink(d);
+			show_again(d);
+		}
 		sync_all(d, n % THOROUGH == 0);
 		pthread_mutex_unlock(&d->lock);
 		nanosleep(&pause, NULL);
