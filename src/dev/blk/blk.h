@@ -33,6 +33,7 @@ struct blk_disk {
 	uint32_t mem_align, off_align; /* that O_DIRECT needs */
 	bool is_device;		       /* a block device */
 	bool in_memory;		       /* I/O never waits: it is done at once */
+	bool sync;		       /* and by no other thread */
 	bool null;		       /* no file at all: for measuring */
 	bool read_only;
 	bool can_discard, can_zero;
@@ -42,6 +43,7 @@ struct blk_disk {
 	bool write_through; /* atomic: as the driver chose */
 	bool wce_start;	    /* write cache as --cache= says */
 	uint64_t accepted;  /* features */
+	bool in_order;	    /* requests are to be done so; atomic */
 	int said;	    /* errno that was logged last, atomic */
 	bool said_unpinned; /* that buffers can not be registered, atomic */
 	struct virtio_blk_config config;

@@ -179,8 +179,8 @@ int blk_disk_open(struct blk_disk *d, const struct blk_options *opt)
 	d->fd = d->direct_fd = -1;
 	d->mem_align = d->off_align = 1;
 	d->read_only = opt->read_only;
-	d->null = d->in_memory = d->can_discard = d->can_zero =
-		opt->null_size != 0;
+	d->null = opt->null_size != 0;
+	d->in_memory = d->sync = d->can_discard = d->can_zero = d->null;
 	d->wce_start = opt->cache == BLK_NONE || opt->cache == BLK_WRITEBACK;
 	if (posix_memalign((void **)&zeroes, 4096, BLK_ZEROES))
 		return -ENOMEM;
@@ -270,6 +270,8 @@ void blk_accepted(void *dev, uint64_t features)
 	struct blk_disk *d = dev;
 
 	d->accepted = features;
+	__atomic_store_n(&d->in_order, !!(features & BIT(VIRTIO_F_IN_ORDER)),
+			 __ATOMIC_RELAXED);
 	update_cache(d);
 }
 

@@ -5,6 +5,12 @@
  * On a disk, by io_uring: what a batch of requests needs is one system call. On
  * a file in memory (tmpfs) at once: the kernel would hand such a step to a
  * thread of its own, which costs more than the copy that it is.
+ *
+ * Unless it is a large one. Reading from memory is copying, in either case here
+ * and now: so while a driver has large reads as fast as they are done, a thread
+ * of the kernel's is given one whenever it has none. Writes to a file wait for
+ * each other. Where no processor is idle that thread takes one from us, or from
+ * the driver: it is slow then, and the next one is tried later, and later.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +27,11 @@
 #include "dev/blk/buffers.h"
 
 #define ENTRIES 256u
+#define SHARED_BYTES 65536u /* that a thread is worth being woken for */
+#define BACKLOG 8u /* done in one turn: the driver does not wait for us */
+#define SLOW 3u	   /* done here in the time of one done there */
+#define PAUSE_MIN 16u
+#define PAUSE_MAX 4096u
 
 enum { BUFFERED, DIRECT }; /* registered files */
 
@@ -29,6 +40,10 @@ struct engine {
 	struct io_uring ring;
 	bool has_ring;
 	struct blk_buffers *buffers; /* NULL: none are registered */
+	struct blk_req *shared;	     /* that another thread has */
+	uint32_t large;		     /* reads since the last poll ... */
+	uint32_t beside;	     /* ... since the shared one */
+	uint32_t pause, longer;	     /* reads until one is shared again */
 	uint32_t unsubmitted;
 	struct blk_req *waiting, **last; /* for room in the ring */
 };
@@ -120,7 +135,9 @@ static void prepare(struct engine *e, struct io_uring_sqe *sqe,
 			(off_t)r->offset, (off_t)r->len);
 		break;
 	}
-	io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+	io_uring_sqe_set_flags(sqe, r == e->shared
+					    ? IOSQE_FIXED_FILE | IOSQE_ASYNC
+					    : IOSQE_FIXED_FILE);
 	io_uring_sqe_set_data(sqe, r);
 }
 
@@ -133,26 +150,6 @@ static bool queue(struct engine *e, struct blk_req *r)
 	prepare(e, sqe, r);
 	e->unsubmitted++;
 	return true;
-}
-
-static void start(struct engine *e, struct blk_req *r)
-{
-	if (!e->has_ring) {
-		while (blk_result(e->disk, r, now(e->disk, r)))
-			;
-		return;
-	}
-	if (!e->waiting && queue(e, r))
-		return;
-	r->next = NULL;
-	*e->last = r;
-	e->last = &r->next;
-}
-
-void blk_request(void *dev, void *worker, struct moat_request *req)
-{
-	if (blk_plan(dev, req))
-		start(worker, req->data);
 }
 
 static void submit(struct engine *e)
@@ -171,24 +168,103 @@ static void submit(struct engine *e)
 	}
 }
 
-bool blk_worker_poll(void *dev, void *worker)
+static bool reap(struct engine *e);
+
+/* Did it help? */
+static void shared_is_done(struct engine *e)
 {
-	struct engine *e = worker;
+	e->shared = NULL;
+	if (e->beside <= SLOW) {
+		e->longer = 0;
+		return;
+	}
+	e->longer = e->longer ? e->longer * 2 : PAUSE_MIN;
+	if (e->longer > PAUSE_MAX)
+		e->longer = PAUSE_MAX;
+	e->pause = e->longer;
+}
+
+static bool may_share(const struct engine *e, const struct blk_req *r)
+{
+	return r->len >= SHARED_BYTES && r->step == BLK_READ && !r->direct &&
+	       e->has_ring &&
+	       !__atomic_load_n(&e->disk->in_order, __ATOMIC_RELAXED);
+}
+
+static void share(struct engine *e, struct blk_req *r)
+{
+	if (!may_share(e, r))
+		return;
+	/* A driver that keeps up has more before we are polled. */
+	if (e->shared) {
+		submit(e);
+		reap(e);
+	}
+	if (e->shared) {
+		e->beside++;
+	} else if (e->pause) {
+		e->pause--;
+	} else if (e->large++ >= BACKLOG) {
+		e->beside = 0;
+		e->shared = r;
+	}
+}
+
+static void start(struct engine *e, struct blk_req *r)
+{
+	share(e, r);
+	if (e->disk->in_memory && r != e->shared) {
+		while (blk_result(e->disk, r, now(e->disk, r)))
+			;
+		return;
+	}
+	if (e->waiting || !queue(e, r)) {
+		r->next = NULL;
+		*e->last = r;
+		e->last = &r->next;
+	}
+	/* Whom it is shared with is to begin now. */
+	if (e->disk->in_memory)
+		submit(e);
+}
+
+/* All that is done. */
+static bool reap(struct engine *e)
+{
 	struct io_uring_cqe *cqe;
 	bool any = false;
 
-	if (!e->has_ring)
-		return false;
-	submit(e);
 	while (!io_uring_peek_cqe(&e->ring, &cqe)) {
 		struct blk_req *r = io_uring_cqe_get_data(cqe);
 		int res = cqe->res;
 
 		io_uring_cqe_seen(&e->ring, cqe);
-		if (blk_result(dev, r, res))
+		if (r == e->shared)
+			shared_is_done(e);
+		if (blk_result(e->disk, r, res))
 			start(e, r);
 		any = true;
 	}
+	return any;
+}
+
+void blk_request(void *dev, void *worker, struct moat_request *req)
+{
+	if (blk_plan(dev, req))
+		start(worker, req->data);
+}
+
+bool blk_worker_poll(void *dev, void *worker)
+{
+	struct engine *e = worker;
+	bool any;
+
+	(void)dev;
+	e->large = 0;
+	if (!e->has_ring || (e->disk->in_memory && !e->shared))
+		return false;
+	submit(e);
+	any = reap(e);
 	/* Never asleep with work that the kernel has not seen. */
 	return any || e->unsubmitted || e->waiting;
 }
@@ -211,7 +287,7 @@ static int restrict_ring(struct engine *e)
 	};
 	/* The last two, and filling the table, only where there is one. */
 	unsigned int n = e->buffers ? sizeof(ops) : sizeof(ops) - 2;
-	struct io_uring_restriction r[sizeof(ops) + 2];
+	struct io_uring_restriction r[sizeof(ops) + 3];
 
 	memset(r, 0, sizeof(r));
 	for (unsigned int i = 0; i < n; i++) {
@@ -220,6 +296,8 @@ static int restrict_ring(struct engine *e)
 	}
 	r[n].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
 	r[n++].sqe_flags = IOSQE_FIXED_FILE;
+	r[n].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+	r[n++].sqe_flags = IOSQE_ASYNC;
 	if (e->buffers) {
 		r[n].opcode = IORING_RESTRICTION_REGISTER_OP;
 		r[n++].register_op = IORING_REGISTER_BUFFERS_UPDATE;
@@ -253,13 +331,14 @@ static int open_ring(struct engine *e)
 	int files[2] = { d->fd, d->direct_fd };
 	unsigned int flags = IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP;
 	/* The kernel may be older than these (5.19, 6.0). */
-	int ret = io_uring_queue_init(ENTRIES, &e->ring,
+	unsigned int n = d->in_memory ? 1 : ENTRIES;
+	int ret = io_uring_queue_init(n, &e->ring,
 				      flags | IORING_SETUP_COOP_TASKRUN |
 					      IORING_SETUP_TASKRUN_FLAG |
 					      IORING_SETUP_SINGLE_ISSUER);
 
 	if (ret == -EINVAL)
-		ret = io_uring_queue_init(ENTRIES, &e->ring, flags);
+		ret = io_uring_queue_init(n, &e->ring, flags);
 	if (ret)
 		return ret;
 	ret = io_uring_register_files(&e->ring, files,
@@ -314,9 +393,11 @@ int blk_worker_start(void *dev, void **worker, int *fd)
 		return -ENOMEM;
 	e->disk = dev;
 	e->last = &e->waiting;
-	if (!e->disk->in_memory)
+	if (!e->disk->sync)
 		ret = open_ring(e);
-	if (ret) {
+	e->has_ring = !e->disk->sync && !ret;
+	/* Without one, all is done here. */
+	if (ret && !e->disk->in_memory) {
 		moat_device_log(e->disk->log, MOAT_DEVICE_ERROR,
 				"no io_uring here: %s; --engine=sync does "
 				"without",
@@ -325,7 +406,6 @@ int blk_worker_start(void *dev, void **worker, int *fd)
 		free(e);
 		return ret;
 	}
-	e->has_ring = !e->disk->in_memory;
 	*worker = e;
 	*fd = e->has_ring ? e->ring.ring_fd : -1;
 	return 0;

@@ -230,7 +230,8 @@ int main(int argc, char **argv)
 	disk.log = a.config.log;
 	ret = blk_disk_open(&disk, &a.blk);
 	disk.in_memory |= a.sync;
-	/* What is done at once is done in order. */
+	disk.sync |= a.sync;
+	/* What is done at once is done in order, or can be. */
 	a.config.in_order = disk.in_memory;
 	disk.register_buffers = a.buffers && !disk.in_memory;
 	if (disk.register_buffers) {
