@@ -51,11 +51,11 @@ static bool at_end(int fd, uint64_t offset)
 
 /* One system call; as preadv2(2), with a negative errno. */
 static ssize_t read_some(struct fs_req *r, struct fs_handle *h,
-			 const struct fuse_read_in *in, bool wait)
+			 const struct fuse_read_in *in, uint64_t end, bool wait)
 {
 	struct moat_request *mr = r->mr;
 	int n = slice(r->thread->iov, mr->writable, mr->nwritable,
-		      FS_REPLY + r->moved, in->size - r->moved);
+		      FS_REPLY + r->moved, end - r->moved);
 	ssize_t got =
 		preadv2(h->fd, r->thread->iov, n,
 			(off_t)(in->offset + r->moved), wait ? 0 : RWF_NOWAIT);
@@ -63,18 +63,29 @@ static ssize_t read_some(struct fs_req *r, struct fs_handle *h,
 	return got < 0 ? -errno : got;
 }
 
-/* 0 at the end, FS_DEFER where one would have to wait. */
-static int read_all(struct fs_req *r, struct fs_handle *h,
-		    const struct fuse_read_in *in)
+/* The second half of a large read is offered; its begin, or else its end. */
+static uint64_t offer_half(struct fs_req *r, struct fs_handle *h,
+			   const struct fuse_read_in *in, bool wait)
 {
-	bool wait = fs_may_block(r) || r->fs->in_memory;
+	struct fs_worker *w = r->thread->worker;
+	uint64_t mid = in->size / 2;
 
-	if (!wait && __atomic_load_n(&h->slow, __ATOMIC_RELAXED))
-		return FS_DEFER;
-	if (in->size >= LARGE && fs_defer_helps(r))
-		return FS_DEFER;
-	while (r->moved < in->size) {
-		ssize_t got = read_some(r, h, in, wait);
+	if (!w || in->size < 2 * LARGE || r->moved)
+		return in->size;
+	w->half.fd = h->fd;
+	w->half.flags = wait ? 0 : RWF_NOWAIT;
+	w->half.offset = (off_t)(in->offset + mid);
+	w->half.n = slice(w->half.iov, r->mr->writable, r->mr->nwritable,
+			  FS_REPLY + mid, in->size - mid);
+	return fs_defer_offer(r->fs, &w->half) ? mid : in->size;
+}
+
+/* 0 at the end, FS_DEFER where one would have to wait. */
+static int read_up_to(struct fs_req *r, struct fs_handle *h,
+		      const struct fuse_read_in *in, uint64_t end, bool wait)
+{
+	while (r->moved < end) {
+		ssize_t got = read_some(r, h, in, end, wait);
 
 		if (got == -EINTR)
 			continue;
@@ -88,10 +99,34 @@ static int read_all(struct fs_req *r, struct fs_handle *h,
 		if (!got)
 			return 0;
 		r->moved += (uint64_t)got;
-		if (r->moved < in->size && at_end(h->fd, in->offset + r->moved))
+		if (r->moved < end && at_end(h->fd, in->offset + r->moved))
 			return 0;
 	}
 	return 0;
+}
+
+static int read_all(struct fs_req *r, struct fs_handle *h,
+		    const struct fuse_read_in *in)
+{
+	bool wait = fs_may_block(r) || r->fs->in_memory;
+	uint64_t mid;
+	int ret;
+
+	if (!wait && __atomic_load_n(&h->slow, __ATOMIC_RELAXED))
+		return FS_DEFER;
+	if (in->size >= LARGE && fs_defer_helps(r))
+		return FS_DEFER;
+	mid = offer_half(r, h, in, wait);
+	ret = read_up_to(r, h, in, mid, wait);
+	if (mid == in->size)
+		return ret;
+	/* What follows a gap is nothing. */
+	if (fs_defer_collect(r->fs, &r->thread->worker->half) && !ret &&
+	    r->moved == mid && r->thread->worker->half.got > 0)
+		r->moved += (uint64_t)r->thread->worker->half.got;
+	if (ret || r->moved < mid)
+		return ret;
+	return read_up_to(r, h, in, in->size, wait);
 }
 
 int fs_op_read(struct fs_req *r)

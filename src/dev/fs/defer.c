@@ -9,15 +9,22 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include "dev/fs/fs.h"
+#include "os/clock.h"
+
+#define COLLECT_NS 20000u /* looked for, before it is waited for */
 
 struct fs_defer {
 	struct fs *fs;
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	struct fs_req *first, **last;
-	uint32_t under_way; /* atomic */
+	struct fs_half *halves;
+	uint32_t idle;		/* threads */
+	pthread_cond_t collect; /* some half is done */
+	uint32_t under_way;	/* atomic */
 	bool stop;
 	int begun; /* 0 or a negative errno: the newest thread's start */
 	bool began;
@@ -26,13 +33,36 @@ struct fs_defer {
 	pthread_t threads[];
 };
 
+/* With the lock held, but not while it reads. */
+static void do_half(struct fs_defer *d, struct fs_half *h)
+{
+	d->halves = h->next;
+	h->begun = true;
+	pthread_mutex_unlock(&d->lock);
+	h->got = preadv2(h->fd, h->iov, h->n, h->offset, h->flags);
+	if (h->got < 0)
+		h->got = -errno;
+	pthread_mutex_lock(&d->lock);
+	__atomic_store_n(&h->done, true, __ATOMIC_RELEASE);
+	pthread_cond_broadcast(&d->collect);
+}
+
 static struct fs_req *take(struct fs_defer *d)
 {
 	struct fs_req *r;
 
 	pthread_mutex_lock(&d->lock);
-	while (!d->first && !d->stop)
-		pthread_cond_wait(&d->wake, &d->lock);
+	d->idle++;
+	while (d->halves || (!d->first && !d->stop)) {
+		if (d->halves) {
+			d->idle--;
+			do_half(d, d->halves);
+			d->idle++;
+		} else {
+			pthread_cond_wait(&d->wake, &d->lock);
+		}
+	}
+	d->idle--;
 	r = d->first;
 	if (r) {
 		d->first = r->next;
@@ -101,6 +131,7 @@ int fs_defer_start(struct fs *fs, uint32_t n)
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_cond_init(&d->wake, NULL);
 	pthread_cond_init(&d->started, NULL);
+	pthread_cond_init(&d->collect, NULL);
 	fs->defer = d;
 	while (!ret && d->n < n)
 		ret = start_thread(d);
@@ -126,6 +157,7 @@ void fs_defer_stop(struct fs *fs)
 	pthread_mutex_destroy(&d->lock);
 	pthread_cond_destroy(&d->wake);
 	pthread_cond_destroy(&d->started);
+	pthread_cond_destroy(&d->collect);
 	free(d);
 	fs->defer = NULL;
 }
@@ -150,4 +182,57 @@ void fs_defer_push(struct fs_req *r)
 	d->last = &r->next;
 	pthread_cond_signal(&d->wake);
 	pthread_mutex_unlock(&d->lock);
+}
+
+/* ---- halves ---- */
+
+bool fs_defer_offer(struct fs *fs, struct fs_half *h)
+{
+	struct fs_defer *d = fs->defer;
+	bool any;
+
+	pthread_mutex_lock(&d->lock);
+	any = d->idle && !d->first;
+	if (any) {
+		h->begun = h->done = false;
+		h->next = d->halves;
+		d->halves = h;
+		pthread_cond_signal(&d->wake);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return any;
+}
+
+static bool withdraw(struct fs_defer *d, struct fs_half *h)
+{
+	struct fs_half **p = &d->halves;
+
+	if (h->begun)
+		return false;
+	while (*p != h)
+		p = &(*p)->next;
+	*p = h->next;
+	return true;
+}
+
+bool fs_defer_collect(struct fs *fs, struct fs_half *h)
+{
+	struct fs_defer *d = fs->defer;
+	uint64_t end = moat_now_ns() + COLLECT_NS;
+	bool back;
+
+	pthread_mutex_lock(&d->lock);
+	back = withdraw(d, h);
+	pthread_mutex_unlock(&d->lock);
+	if (back)
+		return false;
+	/* It began when we did, and is about to end as we do. */
+	while (!__atomic_load_n(&h->done, __ATOMIC_ACQUIRE) &&
+	       moat_now_ns() < end)
+		moat_cpu_relax();
+	pthread_mutex_lock(&d->lock);
+	while (!h->done)
+		pthread_cond_wait(&d->collect, &d->lock);
+	pthread_mutex_unlock(&d->lock);
+	return true;
 }

@@ -207,6 +207,9 @@ int fs_worker_start(void *dev, void **worker, int *fd)
 	pthread_mutex_init(&w->lock, NULL);
 	w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	ret = w->event_fd < 0 ? -errno : fs_thread_init(&w->thread, fs);
+	w->half.iov = calloc(FS_IOV, sizeof(*w->half.iov));
+	if (!ret && !w->half.iov)
+		ret = -ENOMEM;
 	if (ret) {
 		moat_device_log(fs->log, MOAT_DEVICE_ERROR,
 				"can not set a worker up: %s", strerror(-ret));
@@ -225,6 +228,7 @@ void fs_worker_stop(void *dev, void *worker)
 
 	(void)dev;
 	fs_thread_fini(&w->thread);
+	free(w->half.iov);
 	if (w->event_fd >= 0)
 		close(w->event_fd);
 	pthread_mutex_destroy(&w->lock);

@@ -306,9 +306,24 @@ int fs_req_parse(struct fs_req *r);
 /** fs_req_finish() - give it back; on the thread of its queue */
 void fs_req_finish(struct fs_req *r, int error);
 
+/**
+ * struct fs_half - a part of a large read that another thread may do
+ * @got: as preadv2(2), with a negative errno
+ */
+struct fs_half {
+	int fd, flags, n;
+	off_t offset;
+	struct iovec *iov; /* FS_IOV */
+	ssize_t got;
+	/* of defer */
+	struct fs_half *next;
+	bool begun, done;
+};
+
 /** struct fs_worker - the thread of a queue */
 struct fs_worker {
 	struct fs_thread thread;
+	struct fs_half half;
 	/* requests that other threads have carried out */
 	pthread_mutex_t lock;
 	struct fs_req *done; /* atomic */
@@ -351,6 +366,15 @@ void fs_defer_push(struct fs_req *r);
  * With several requests at hand, every other large one is another processor's.
  */
 bool fs_defer_helps(const struct fs_req *r);
+/** fs_defer_offer() - to a thread that has nothing to do; false: there is none
+ */
+bool fs_defer_offer(struct fs *fs, struct fs_half *half);
+/**
+ * fs_defer_collect() - wait for what was offered
+ *
+ * Return: false if nobody had begun with it, and now nobody will.
+ */
+bool fs_defer_collect(struct fs *fs, struct fs_half *half);
 /** fs_defer_done() - from any thread: it is to be finished with @error */
 void fs_defer_done(struct fs_req *r, int error);
 
