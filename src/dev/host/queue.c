@@ -302,6 +302,8 @@ static int resume(struct moat_queue *q, const uint16_t *begun, int n)
 
 	if (!n)
 		return 0;
+	/* The control thread may have been told of their memory just now. */
+	moat_worker_refresh(q->worker);
 	if (q->devq.ring.packed) {
 		copy = calloc(q->num, sizeof(*copy));
 		if (!copy)
