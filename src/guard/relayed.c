@@ -17,7 +17,7 @@
 #define DRAIN_IMPATIENT_MS 50u
 #define DRAIN_IMPATIENT_TOTAL_MS 500u /* ... and in all */
 /* Room for requests below this is no use to any driver. */
-#define ROOM_MIN (8u * MOAT_SLOT_SIZE)
+#define ROOM_MIN (UINT64_C(8) * MOAT_SLOT_SIZE)
 
 /* The data plane found the queue broken: say it once, everywhere. */
 static void on_broken(void *arg, const struct moat_fault *fault)
@@ -166,8 +166,7 @@ static uint64_t pool_needed(const struct moat_vring_ctl *v)
 		round_up((uint64_t)v->num * 26 + 128, MOAT_SLOT_SIZE) +
 		round_up((uint64_t)v->num * MOAT_DMA_CELL, MOAT_SLOT_SIZE);
 
-	return round_up(v->session->max_vrings *
-				(fixed + UINT64_C(2) * ROOM_MIN),
+	return round_up(v->session->max_vrings * (fixed + 2 * ROOM_MIN),
 			MOAT_BIT(20));
 }
 
