@@ -102,8 +102,9 @@ static int collect(struct audit *a, size_t v, struct gifts *g)
  */
 static void look_again(const struct audit *a, struct gifts *g)
 {
-	const struct timespec pause = { .tv_nsec =
-						AUDIT_POOL_LOOK_MS * 1000000 };
+	const struct timespec pause = {
+		.tv_nsec = AUDIT_POOL_LOOK_MS * 1000000L,
+	};
 	size_t kept = 0;
 
 	if (!g->n)

@@ -75,7 +75,8 @@ static int table_entries(struct walk *w, const struct moat_vring_desc *ref)
 
 	if (!n || ref->len % 16 || n > MOAT_VRING_NUM_MAX)
 		return moat_fault_set(w->fault, MOAT_FAULT_INDIRECT_LEN,
-				      ref->len, MOAT_VRING_NUM_MAX * 16u);
+				      ref->len,
+				      UINT64_C(16) * MOAT_VRING_NUM_MAX);
 	if (!moat_memmap_covers(w->map, ref->addr, ref->len))
 		return moat_fault_set(w->fault, MOAT_FAULT_ADDRESS, ref->addr,
 				      ref->len);

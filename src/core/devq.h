@@ -35,7 +35,7 @@
  *
  * Aligned to 2. It is the larger need, a packed ring's.
  */
-#define moat_devq_storage(num) ((num)*4u)
+#define moat_devq_storage(num) ((size_t)(num)*4)
 
 struct moat_devq {
 	struct moat_vring ring;

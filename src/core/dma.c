@@ -295,14 +295,15 @@ enum moat_dma_result moat_dma_map(struct moat_dma *dma,
 	uint32_t n = (uint32_t)chain->nread + chain->nwrite;
 	uint64_t cell_off =
 		slots_to_bytes(q->cells.first) + (uint64_t)cell * MOAT_DMA_CELL;
-	uint64_t table_off = 0, slots, run_off;
+	uint64_t table_size = UINT64_C(16) * n, table_off = 0, slots, run_off;
 	struct layout l = lay_out(dma, chain, out);
 	bool table_in_cell = false;
 
 	req->run.n = 0;
-	if (table && !(table_in_cell = place_in_cell(&l, 16 * n, &table_off))) {
+	if (table &&
+	    !(table_in_cell = place_in_cell(&l, table_size, &table_off))) {
 		table_off = (l.run + 15) & ~UINT64_C(15);
-		l.run = table_off + 16 * n;
+		l.run = table_off + table_size;
 	}
 	slots = bytes_to_slots(l.run);
 	if (slots > moat_pool_limit(dma->pool, &q->share)) {

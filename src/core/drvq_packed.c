@@ -7,8 +7,10 @@ static void fill_table(uint8_t *table, const struct moat_seg *segs,
 		       uint32_t nread, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++) {
-		moat_shm_store64(table + 16u * i, segs[i].addr);
-		moat_shm_store64(table + 16u * i + 8,
+		uint8_t *p = table + (size_t)i * 16;
+
+		moat_shm_store64(p, segs[i].addr);
+		moat_shm_store64(p + 8,
 				 moat_packed_word(segs[i].len, 0,
 						  i >= nread ? MOAT_DESC_F_WRITE
 							     : 0));

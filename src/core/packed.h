@@ -116,7 +116,7 @@ static inline bool moat_packed_is_used(uint16_t flags, uint16_t pos)
 /* Length, id and flags of a descriptor are one aligned word. */
 static inline uint8_t *moat_packed_at(const struct moat_vring *r, uint16_t pos)
 {
-	return r->desc + 16u * moat_packed_idx(pos);
+	return r->desc + (size_t)moat_packed_idx(pos) * 16;
 }
 
 static inline uint16_t moat_packed_flags_load(const struct moat_vring *r,

@@ -82,12 +82,12 @@ static inline void *moat_avail_idx(const struct moat_vring *r)
 
 static inline void *moat_avail_ring(const struct moat_vring *r, uint16_t i)
 {
-	return r->avail + 4 + 2u * i;
+	return r->avail + 4 + (size_t)i * 2;
 }
 
 static inline void *moat_used_event(const struct moat_vring *r)
 {
-	return r->avail + 4 + 2u * r->num;
+	return r->avail + 4 + (size_t)r->num * 2;
 }
 
 static inline void *moat_used_flags(const struct moat_vring *r)
@@ -102,12 +102,12 @@ static inline void *moat_used_idx(const struct moat_vring *r)
 
 static inline void *moat_used_ring(const struct moat_vring *r, uint16_t i)
 {
-	return r->used + 4 + 8u * i;
+	return r->used + 4 + (size_t)i * 8;
 }
 
 static inline void *moat_avail_event(const struct moat_vring *r)
 {
-	return r->used + 4 + 8u * r->num;
+	return r->used + 4 + (size_t)r->num * 8;
 }
 
 /** moat_vring_desc_load() - snapshot descriptor @i of a table, each field once
@@ -115,7 +115,7 @@ static inline void *moat_avail_event(const struct moat_vring *r)
 static inline struct moat_vring_desc moat_vring_desc_load(const void *table,
 							  uint32_t i)
 {
-	const uint8_t *p = (const uint8_t *)table + 16u * i;
+	const uint8_t *p = (const uint8_t *)table + (size_t)i * 16;
 	struct moat_vring_desc d;
 	uint64_t rest;
 
@@ -130,7 +130,7 @@ static inline struct moat_vring_desc moat_vring_desc_load(const void *table,
 static inline void moat_vring_desc_store(void *table, uint32_t i,
 					 struct moat_vring_desc d)
 {
-	uint8_t *p = (uint8_t *)table + 16u * i;
+	uint8_t *p = (uint8_t *)table + (size_t)i * 16;
 
 	moat_shm_store64(p, d.addr);
 	moat_shm_store64(p + 8, (uint64_t)d.len | (uint64_t)d.flags << 32 |

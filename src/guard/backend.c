@@ -142,11 +142,13 @@ static int connect_to(struct moat_backend *b, uint32_t ms, int vmm_fd)
 
 static void say_unreachable(const struct moat_backend *b, int err)
 {
-	if (err == -ECHILD)
+	char *const *exec = b->config->exec;
+
+	if (exec && err == -ECHILD)
 		log_err(b->log,
 			"the backend '%s' has ended and listens nowhere; see "
 			"its own messages, and its options",
-			b->config->exec[0]);
+			exec[0]);
 	else if (err != -EINTR && err != -ECONNABORTED)
 		log_err(b->log,
 			"can not connect to the backend at %s: %s; is it "

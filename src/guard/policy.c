@@ -227,10 +227,10 @@ void moat_policy_config(const struct moat_device_type *type,
 	if (config->offset > BLK_SIZE_MAX ||
 	    config->offset + config->size < BLK_LIMITS_END)
 		return;
-	at = config->data - config->offset;
-	size_max = get_le32(at + BLK_SIZE_MAX);
-	seg_max = get_le32(at + BLK_SEG_MAX);
+	at = config->data + (BLK_SIZE_MAX - config->offset);
+	size_max = get_le32(at);
+	seg_max = get_le32(at + (BLK_SEG_MAX - BLK_SIZE_MAX));
 	clamp_blk(&size_max, &seg_max, limit);
-	put_le32(at + BLK_SIZE_MAX, size_max);
-	put_le32(at + BLK_SEG_MAX, seg_max);
+	put_le32(at, size_max);
+	put_le32(at + (BLK_SEG_MAX - BLK_SIZE_MAX), seg_max);
 }

@@ -17,7 +17,7 @@
 #define DRAIN_IMPATIENT_MS 50u
 #define DRAIN_IMPATIENT_TOTAL_MS 500u /* ... and in all */
 /* Room for requests below this is no use to any driver. */
-#define ROOM_MIN (8u * MOAT_SLOT_SIZE)
+#define ROOM_MIN (UINT64_C(8) * MOAT_SLOT_SIZE)
 
 /* The data plane found the queue broken: say it once, everywhere. */
 static void on_broken(void *arg, const struct moat_fault *fault)
@@ -163,7 +163,7 @@ static int make_back_ring(struct moat_vring_ctl *v, struct moat_vring *ring,
 static uint64_t pool_needed(const struct moat_vring_ctl *v)
 {
 	uint64_t fixed =
-		round_up(26u * v->num + 128, MOAT_SLOT_SIZE) +
+		round_up((uint64_t)v->num * 26 + 128, MOAT_SLOT_SIZE) +
 		round_up((uint64_t)v->num * MOAT_DMA_CELL, MOAT_SLOT_SIZE);
 
 	return round_up(v->session->max_vrings * (fixed + 2 * ROOM_MIN),
@@ -183,8 +183,11 @@ static int build(struct moat_vring_ctl *v, const struct moat_vring *front,
 	struct storage st;
 	int ret = get_storage(v, back.num, share, &st);
 
-	if (ret)
+	if (ret) {
+		log_err(s->log, "queue %u: no memory for %u requests: refused",
+			v->index, v->num);
 		return ret;
+	}
 	*q = (struct moat_relay_queue){ .reqs = st.reqs };
 	ret = make_back_ring(v, &back, addr);
 	if (!ret && moat_dma_queue_init(dma, &q->dma, v->num, st.chunks))

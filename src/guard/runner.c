@@ -154,22 +154,21 @@ static bool goes_idle(struct moat_runner_queue *q)
 /* One round over the active queues; false if none had work. */
 static bool round_of(struct moat_runner *r)
 {
-	struct moat_runner_queue **p = &r->active, *q;
+	struct moat_runner_queue *q, *next;
 	unsigned int all = 0;
 
-	while ((q = *p)) {
+	for (q = r->active; q; q = next) {
 		unsigned int did = serve(r, q);
 
+		/* One that breaks wakes others up, who come before it. */
+		next = q->next_active;
 		all |= did;
 		if (did & (MOAT_RELAY_MOVED | MOAT_RELAY_MORE))
 			q->quiet = 0;
 		/* The last one goes idle with the runner: see go_idle(). */
 		else if (++q->quiet > QUIET_ROUNDS && r->active->next_active &&
-			 goes_idle(q)) {
-			*p = q->next_active;
-			continue;
-		}
-		p = &q->next_active;
+			 goes_idle(q))
+			drop_active(r, q);
 	}
 	if (all & MOAT_RELAY_MOVED)
 		moat_runner_wake_starved(r);

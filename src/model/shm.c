@@ -73,7 +73,7 @@ uint8_t moat_shm_pci_show(const struct moat_shm_set *set,
 		return 0;
 	for (uint32_t i = 0; i < set->n; i++) {
 		const struct moat_shm_region *r = &set->regions[i];
-		uint8_t *p = config + at + i * size;
+		uint8_t *p = config + at + (size_t)i * size;
 
 		for (uint32_t k = 0; k < size; k++)
 			p[k] = 0;

@@ -5,8 +5,9 @@
 #include <stdint.h>
 #include <time.h>
 
-#define MOAT_NS_PER_MS 1000000u
-#define MOAT_NS_PER_SEC 1000000000u
+/* Of 64 bits: 5 s in nanoseconds are more than 32 hold. */
+#define MOAT_NS_PER_MS UINT64_C(1000000)
+#define MOAT_NS_PER_SEC UINT64_C(1000000000)
 
 /** moat_now_ns() - nanoseconds of a clock that never goes back */
 static inline uint64_t moat_now_ns(void)

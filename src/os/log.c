@@ -34,10 +34,10 @@ static bool take_token(struct moat_log *log, uint32_t *dropped)
 	ok = log->tokens != 0;
 	if (ok) {
 		log->tokens--;
-		*dropped = log->dropped;
-		log->dropped = 0;
+		*dropped =
+			__atomic_exchange_n(&log->dropped, 0, __ATOMIC_RELAXED);
 	} else {
-		log->dropped++;
+		__atomic_add_fetch(&log->dropped, 1, __ATOMIC_RELAXED);
 	}
 	__atomic_clear(&log->lock, __ATOMIC_RELEASE);
 	return ok;

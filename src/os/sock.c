@@ -17,10 +17,12 @@
 
 static int to_addr(struct sockaddr_un *sa, const char *path)
 {
-	if (strlen(path) >= sizeof(sa->sun_path))
+	size_t n = strlen(path);
+
+	if (n >= sizeof(sa->sun_path))
 		return -ENAMETOOLONG;
 	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };
-	strcpy(sa->sun_path, path);
+	memcpy(sa->sun_path, path, n);
 	return 0;
 }
 

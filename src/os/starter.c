@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "os/clock.h"
 #include "os/fd.h"
 #include "os/starter.h"
 #include "os/wait.h"
@@ -21,6 +22,7 @@
 #define STARTER_FD 3 /* in the starter, and no other above it */
 
 struct answer {
+	uint8_t number; /* of the order */
 	int ret;
 	int has_path;
 	char dir[sizeof(((struct moat_child *)0)->dir)];
@@ -65,10 +67,10 @@ static int give(int sock, struct answer *a, const int *fds, size_t n)
 static void run(int sock, char *const argv[])
 {
 	struct moat_child child = { .pidfd = -1, .fd = -1 };
-	char byte;
+	uint8_t number;
 
-	while (read(sock, &byte, 1) == 1) {
-		struct answer a = { 0 };
+	while (read(sock, &number, 1) == 1) {
+		struct answer a = { .number = number };
 		int fds[2];
 
 		moat_child_stop(&child, REPLACED_MS);
@@ -140,20 +142,38 @@ static int take(int sock, struct answer *a, int fds[2])
 		       c->cmsg_len - CMSG_LEN(0) < 2 * sizeof(int)
 			       ? c->cmsg_len - CMSG_LEN(0)
 			       : 2 * sizeof(int));
-	return n == sizeof(*a) ? a->ret : -EPIPE;
+	return n == sizeof(*a) ? 0 : -EPIPE;
+}
+
+/* The answer to the latest order: who asked before has given up. */
+static int await(struct moat_starter *s, struct answer *a, int fds[2])
+{
+	uint64_t now = moat_now_ns(), end = now + ANSWER_MS * MOAT_NS_PER_MS;
+	int ret;
+
+	for (; now < end; now = moat_now_ns()) {
+		if (!moat_wait_fd(s->fd, POLLIN,
+				  (uint32_t)((end - now) / MOAT_NS_PER_MS) + 1))
+			break;
+		ret = take(s->fd, a, fds);
+		if (ret || a->number == s->asked)
+			return ret ? ret : a->ret;
+		moat_fd_close(&fds[0]);
+		moat_fd_close(&fds[1]);
+	}
+	return -ETIMEDOUT;
 }
 
 int moat_starter_start(struct moat_starter *s, struct moat_child *child)
 {
 	struct answer a;
-	int fds[2], ret;
+	int fds[2] = { -1, -1 }, ret;
 
 	forget(child);
-	if (write(s->fd, "", 1) != 1)
+	s->asked++;
+	if (write(s->fd, &s->asked, 1) != 1)
 		return -errno;
-	if (!moat_wait_fd(s->fd, POLLIN, ANSWER_MS))
-		return -ETIMEDOUT;
-	ret = take(s->fd, &a, fds);
+	ret = await(s, &a, fds);
 	if (ret || fds[0] < 0) {
 		moat_fd_close(&fds[0]);
 		moat_fd_close(&fds[1]);

@@ -2,8 +2,8 @@
 /*
  * A process of ours that starts a command again, for one that can not any more.
  *
- *     main process --"another"--> starter --fork, exec--> child
- *     main process <--pidfd, fd or path--
+ *     main process --number--> starter --fork, exec--> child
+ *     main process <--number, pidfd, fd or path--
  *
  * It is forked before the sandbox and keeps what the command may need: rights,
  * system calls. It holds no descriptor but its end of the socket and standard
@@ -14,6 +14,7 @@
 #ifndef MOAT_OS_STARTER_H
 #define MOAT_OS_STARTER_H
 
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "os/child.h"
@@ -21,7 +22,8 @@
 struct moat_starter {
 	pid_t pid; /* 0: none */
 	int pidfd;
-	int fd; /* to it */
+	int fd;	       /* to it */
+	uint8_t asked; /* the number of the latest order */
 };
 
 /**

@@ -6,6 +6,7 @@ Its own queue may break; the worker goes on with others, and ends when told to.
 import fcntl
 import os
 import signal
+import tempfile
 import threading
 import time
 
@@ -129,3 +130,21 @@ def test_size_of_a_packed_ring_is_refused_for_a_split_one(keep, disk):
     mark = len(disk.blk.lines)
     assert vmm.fe.set_vring_kick(0, queue.kick_fd) != 0
     one_line(disk, mark, "queue 0", "size 11 is no power of two")
+
+
+def test_kick_fd_that_is_a_file_is_refused(disk):
+    """Nobody would ever hear of a kick."""
+    running, other = disk.vmm.queues
+    with tempfile.TemporaryFile() as file:
+        mark = len(disk.blk.lines)
+        assert disk.vmm.fe.set_vring_kick(0, file.fileno()) != 0
+        one_line(disk, mark, "queue 0", "its kick fd can not be waited on")
+        assert disk.vmm.fe.set_vring_kick(0, running.kick_fd) == 0
+        disk.works(0)
+        other.stop()
+        other.make_ring(other.base)
+        mark = len(disk.blk.lines)
+        assert disk.vmm.fe.set_vring_kick(1, file.fileno()) != 0
+        one_line(disk, mark, "queue 1", "its kick fd can not be waited on")
+        other.start()
+        disk.works(1)

@@ -3,13 +3,17 @@
 of a page built on it."""
 import json
 import os
+import signal
+import struct
 import subprocess
 
 import pytest
 
+import vhost_user as vu
 from guard import ROOT, Guard
 from guest import HOLE, Vmm
 from split_ring import WRITE, Desc
+from vhost_user import Protocol, Request, mask
 
 EXAMPLE = ROOT / "examples/moat-rng.c"
 
@@ -100,6 +104,58 @@ def test_a_frontend_is_refused_what_it_may_not_ask(keep, folder, plain,
     assert fe.get_vring_base(0) == 0
     assert fe.set_vring_num(0, 63)
     assert fe.set_vring_base(0, 0x10000)
+
+
+def stop_process(pid):
+    os.kill(pid, signal.SIGSTOP)
+    deadline = vu.deadline_in(10)
+    while True:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+            if f.read().rpartition(")")[2].split()[0] == "T":
+                return
+        assert vu.deadline_in(0) < deadline, "it does not stop"
+
+
+def records_of(num, heads):
+    """In-flight records of a split ring in which @heads were begun."""
+    fd = os.memfd_create("records")
+    data = struct.pack("=QHHHH", 0, 1, num, 0, 0)
+    for n in range(num):
+        data += struct.pack("=B5xHQ", n in heads, 0, n)
+    os.write(fd, data.ljust(-(-len(data) // 64) * 64, b"\0"))
+    return fd
+
+
+def test_what_was_begun_is_done_again_in_memory_that_came_just_before(
+        keep, folder, plain, installed):
+    """Its thread may hear of a region only with the queue that needs it."""
+    rng = keep(Rng(plain, folder, installed[1], "--sandbox=seccomp"))
+    for _ in range(10):
+        vmm = keep(Vmm.connect(rng.path,
+                               protocol=~mask(Protocol.REPLY_ACK)))
+        vmm.negotiate()
+        vmm.fe.set_protocol_features(vmm.protocol |
+                                     mask(Protocol.INFLIGHT_SHMFD))
+        queue = vmm.add_queue(num=64)
+        at = vmm.ram.alloc(4096)
+        vmm.ram.device_may_write(at, 4096)
+        head = queue.ring.add([(at, 4096, WRITE)])
+        queue.publish()
+        records = records_of(64, [head])
+        payload = struct.pack("=QQHHI", os.fstat(records).st_size, 0, 1, 64, 0)
+        vmm.fe.send(Request.SET_INFLIGHT_FD, payload, [records])
+        os.close(records)
+        assert vmm.fe.get_max_mem_slots() >= len(vmm.ram.banks)
+        # All of it is there when the process goes on.
+        stop_process(rng.pid)
+        for bank in vmm.ram.banks:
+            vmm.fe.add_mem_reg(bank.region, bank.fd)
+        queue.start()
+        os.kill(rng.pid, signal.SIGCONT)
+        assert queue.wait_used() == [(head, 4096)]
+        vmm.ram.check()
+        vmm.close()
+    assert not rng.complaints()
 
 
 def test_the_description_file_names_an_installed_program(installed):

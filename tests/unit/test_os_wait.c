@@ -3,6 +3,7 @@
  * What src/os/wait.c promises, and who relies on it: a signal that comes all
  * the time (os/alarm.h is one) neither shortens a wait nor hides what is there.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -165,6 +166,25 @@ static void a_starter_has_its_time_to_end_one_and_start_another(void **state)
 	assert_true(came > 100);
 }
 
+/* What was started too late for who had asked is not taken for the next. */
+static void an_answer_that_comes_too_late_is_nobodys(void **state)
+{
+	struct moat_child child = { .pidfd = -1, .fd = -1 };
+	struct moat_starter s;
+
+	(void)state;
+	assert_int_equal(moat_starter_init(&s, deaf), 0);
+	assert_int_equal(moat_starter_start(&s, &child), 0);
+	assert_int_equal(kill(s.pid, SIGSTOP), 0);
+	assert_int_equal(moat_starter_start(&s, &child), -ETIMEDOUT);
+	assert_int_equal(child.pidfd, -1);
+	assert_int_equal(kill(s.pid, SIGCONT), 0);
+	assert_int_equal(moat_starter_start(&s, &child), 0);
+	/* That other one would be ended now. */
+	assert_int_equal(moat_wait_fd(child.pidfd, POLLIN, 1000), 0);
+	moat_starter_end(&s, &child, 5000);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -179,6 +199,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(
 			a_starter_has_its_time_to_end_one_and_start_another,
 			rain, dry),
+		cmocka_unit_test_setup_teardown(
+			an_answer_that_comes_too_late_is_nobodys, rain, dry),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -52,6 +52,7 @@ static int size_of(const struct blk_disk *d, uint64_t *bytes)
 {
 	struct stat st;
 
+	*bytes = 0;
 	if (d->is_device)
 		return ioctl(d->fd, BLKGETSIZE64, bytes) ? -errno : 0;
 	if (fstat(d->fd, &st))

@@ -305,7 +305,7 @@ static bool go_on(struct blk_disk *d, struct blk_req *r)
 		r->step = BLK_SYNC;
 		return true;
 	}
-	if (d->said)
+	if (__atomic_load_n(&d->said, __ATOMIC_RELAXED))
 		__atomic_store_n(&d->said, 0, __ATOMIC_RELAXED);
 	return done(r, VIRTIO_BLK_S_OK);
 }

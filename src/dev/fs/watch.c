@@ -17,6 +17,8 @@
  */
 #define DATA (IN_MODIFY | IN_MOVED_TO)
 #define FILES (DATA | IN_ATTRIB | IN_CREATE)
+/* NAMES and FILES */
+#define ALL (NAMES | IN_MODIFY | IN_ATTRIB)
 
 struct fs_watches {
 	struct fs *fs;
@@ -106,7 +108,7 @@ static int add(struct fs_watches *w, struct fs_node *dir)
 		return ENOMEM;
 	p->id = fs_slot_id(&dir->slot);
 	p->wd = inotify_add_watch(w->fd, fs_fd_name(dir->fd, name),
-				  NAMES | FILES | IN_EXCL_UNLINK);
+				  ALL | IN_EXCL_UNLINK);
 	if (p->wd < 0) {
 		error = errno;
 		free(p);
@@ -199,7 +201,7 @@ int fs_watches_read(struct fs_watches *w,
 		if (e->mask & IN_Q_OVERFLOW)
 			ret = -EOVERFLOW;
 		/* IN_IGNORED: an end, which is ours or a mount's. */
-		if (!(e->mask & (NAMES | FILES)))
+		if (!(e->mask & ALL))
 			continue;
 		for (uint32_t i = 0; (id = watched(w, e->wd, i)); i++)
 			changed(arg, id, e->len ? e->name : NULL, &c);

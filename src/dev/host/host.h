@@ -99,8 +99,12 @@ void moat_session_finish(struct moat_device *d);
 int moat_queue_start(struct moat_queue *q);
 /** moat_queue_stop() - let requests finish; leaves the index in @q->base */
 void moat_queue_stop(struct moat_queue *q);
-/** moat_queue_update() - its worker adopts fds and enabling while it runs */
-void moat_queue_update(struct moat_queue *q);
+/**
+ * moat_queue_update() - its worker adopts fds and enabling while it runs
+ *
+ * Return: 0, or a negative errno, logged, if it can not wait on the kick fd.
+ */
+int moat_queue_update(struct moat_queue *q);
 
 /* On the worker's thread: */
 

@@ -302,6 +302,8 @@ static int resume(struct moat_queue *q, const uint16_t *begun, int n)
 
 	if (!n)
 		return 0;
+	/* The control thread may have been told of their memory just now. */
+	moat_worker_refresh(q->worker);
 	if (q->devq.ring.packed) {
 		copy = calloc(q->num, sizeof(*copy));
 		if (!copy)
@@ -354,6 +356,22 @@ static uint32_t base_of_records(const struct moat_queue *q, int begun)
 				  : (uint16_t)(used + (uint32_t)begun);
 }
 
+static int watch_kick(struct moat_queue *q)
+{
+	int ret;
+
+	q->kick.fd = q->kick_fd;
+	ret = moat_loop_watch(&q->worker->loop, &q->kick, true);
+	if (!ret)
+		return 0;
+	q->kick.fd = -1;
+	log_err(q->device->log,
+		"queue %u: its kick fd can not be waited on (%s): refused; it "
+		"has to be an eventfd",
+		q->index, strerror(-ret));
+	return ret;
+}
+
 static int start_on_worker(struct moat_queue *q, void *arg)
 {
 	const struct moat_vring *ring = arg;
@@ -361,6 +379,9 @@ static int start_on_worker(struct moat_queue *q, void *arg)
 	int n = begun ? queue_alloc(q) : -ENOMEM;
 
 	q->devq.ring = *ring; /* for queue_free() */
+	/* While it can still be refused: no request is begun. */
+	if (!n)
+		n = watch_kick(q);
 	if (!n) {
 		init_ring(q, ring, q->base);
 		n = open_records(q, ring, begun);
@@ -375,13 +396,12 @@ static int start_on_worker(struct moat_queue *q, void *arg)
 	}
 	free(begun);
 	if (n < 0) {
+		moat_loop_unwatch(&q->worker->loop, &q->kick);
 		queue_free(q);
 		return n;
 	}
 	q->running = true;
 	q->serving = q->enabled;
-	q->kick.fd = q->kick_fd;
-	moat_loop_watch(&q->worker->loop, &q->kick, true);
 	return 0;
 }
 
@@ -401,16 +421,17 @@ static int stop_on_worker(struct moat_queue *q, void *arg)
 
 static int update_on_worker(struct moat_queue *q, void *arg)
 {
+	int ret = 0;
+
 	(void)arg;
 	moat_loop_unwatch(&q->worker->loop, &q->kick);
-	q->kick.fd = q->kick_fd;
 	if (q->kick_fd >= 0 && !q->said_broken)
-		moat_loop_watch(&q->worker->loop, &q->kick, true);
+		ret = watch_kick(q);
 	q->serving = q->enabled;
 	/* A call that went to the old fd may have been lost. */
 	q->call_blocks = false;
 	call(q);
-	return 0;
+	return ret;
 }
 
 static int find_ring(struct moat_queue *q, struct moat_vu_memory *mem,
@@ -467,7 +488,7 @@ void moat_queue_stop(struct moat_queue *q)
 		  q->base);
 }
 
-void moat_queue_update(struct moat_queue *q)
+int moat_queue_update(struct moat_queue *q)
 {
-	moat_worker_call(q->worker, q, false, update_on_worker, NULL);
+	return moat_worker_call(q->worker, q, false, update_on_worker, NULL);
 }

@@ -222,8 +222,11 @@ static int start_workers(struct moat_device *d)
 	int ret = 0;
 
 	/* Only now: a device may set its queues when it knows its options. */
-	if (!n || n > c->num_queues)
-		n = c->num_queues;
+	if (!c->num_queues || c->num_queues > MOAT_VU_VRINGS_MAX) {
+		log_err(d->log, "the device has %u queues: 1 to %u can be",
+			c->num_queues, MOAT_VU_VRINGS_MAX);
+		return -EINVAL;
+	}
 	d->queues = calloc(c->num_queues, sizeof(*d->queues));
 	d->workers = calloc(n, sizeof(struct moat_worker *));
 	if (!d->queues || !d->workers)

@@ -211,15 +211,16 @@ static int op_get_vring_base(void *dev, uint32_t index, uint32_t *base)
 }
 
 /* The worker lets go of the old fd before it is closed. */
-static void replace_fd(struct moat_queue *q, int *slot, int *fd)
+static int replace_fd(struct moat_queue *q, int *slot, int *fd)
 {
-	int old = *slot;
+	int old = *slot, ret = 0;
 
 	/* The worker looks at it whenever it likes. */
 	__atomic_store_n(slot, moat_fd_take(fd), __ATOMIC_RELAXED);
 	if (q->started)
-		moat_queue_update(q);
+		ret = moat_queue_update(q);
 	moat_fd_close(&old);
+	return ret;
 }
 
 static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
@@ -233,9 +234,9 @@ static int op_set_vring_kick(void *dev, uint32_t index, int *fd)
 	ret = moat_vu_check_kick(d->log, index, *fd);
 	if (ret)
 		return ret;
-	replace_fd(q, &q->kick_fd, fd);
-	if (q->started)
-		return 0;
+	ret = replace_fd(q, &q->kick_fd, fd);
+	if (ret || q->started)
+		return ret;
 	/* Without PROTOCOL_FEATURES a ring is enabled from the start. */
 	if (!(d->accepted & MOAT_BIT(VHOST_USER_F_PROTOCOL_FEATURES)))
 		q->enabled = true;
