@@ -318,6 +318,21 @@ int moat_shmem_map(struct moat_device *device, uint8_t shmid, uint64_t offset,
 int moat_shmem_unmap(struct moat_device *device, uint8_t shmid, uint64_t offset,
 		     uint64_t len);
 
+/**
+ * moat_shmem_unmap_former() - unmap what a process before this one has left
+ * @offset: of a place that has no mapping of this process; as is @len
+ *
+ * Behind `moat guard --restart` a device can take the place of one that has
+ * died. What that one had mapped stays, for the driver may be using it, and
+ * nobody knows of it but the guard: all that overlaps this place goes, as
+ * wholes. To map over it has the same effect. Not for other front-ends, which
+ * refuse it.
+ *
+ * Return: 0, also if nothing was there; else as moat_shmem_map().
+ */
+int moat_shmem_unmap_former(struct moat_device *device, uint8_t shmid,
+			    uint64_t offset, uint64_t len);
+
 /** enum moat_device_log_level - see moat_device_log() */
 enum moat_device_log_level {
 	MOAT_DEVICE_ERROR,

@@ -174,6 +174,22 @@ static enum cause check_map(struct moat_session *s,
 	return *why ? CAUSE_FD : CAUSE_NONE;
 }
 
+static bool is_whole(const struct moat_session *s, const struct moat_vu_mmap *m)
+{
+	return moat_vu_shmem_find(&s->shmem.table, m->shmid, m->shm_offset,
+				  m->len);
+}
+
+/* It may want a place without its predecessor's mappings, or without any. */
+static bool may_clear(const struct moat_session *s,
+		      const struct moat_vu_mmap *m)
+{
+	const struct moat_vu_shmem *t = &s->shmem.table;
+
+	return t->former &&
+	       !moat_vu_shmem_may_clear(t, m->shmid, m->shm_offset, m->len);
+}
+
 static enum cause check(struct moat_session *s, uint32_t request,
 			const struct moat_vu_mmap *m, int fd, const char **why)
 {
@@ -185,10 +201,7 @@ static enum cause check(struct moat_session *s, uint32_t request,
 		return CAUSE_BUSY;
 	if (request == MAP)
 		return check_map(s, m, fd, why);
-	return moat_vu_shmem_find(&s->shmem.table, m->shmid, m->shm_offset,
-				  m->len)
-		       ? CAUSE_NONE
-		       : CAUSE_UNKNOWN;
+	return is_whole(s, m) || may_clear(s, m) ? CAUSE_NONE : CAUSE_UNKNOWN;
 }
 
 static int refuse(struct moat_session *s, enum cause cause, const char *why,
@@ -243,13 +256,24 @@ static int ask(struct moat_session *s, uint32_t request,
 	return 0;
 }
 
-/* Map what is to be mapped, or unmap what is in its way. */
-static int map_next(struct moat_session *s)
+static void drop_then(struct moat_guard_shmem *g)
+{
+	moat_fd_close(&g->then_fd);
+	g->then_asks = 0;
+}
+
+/*
+ * Unmap an orphan that is in the way, or do then what was asked for: 0; or 1,
+ * if nothing is left to do; or a negative errno.
+ */
+static int go_on(struct moat_session *s)
 {
 	struct moat_guard_shmem *g = &s->shmem;
 	const struct moat_vu_mmap *m = &g->then;
 	const struct moat_vu_mapping *old =
-		moat_vu_shmem_evict(&g->table, m->shmid, m->shm_offset, m->len);
+		(g->then_asks == MAP ? moat_vu_shmem_evict
+				     : moat_vu_shmem_orphan_in)(
+			&g->table, m->shmid, m->shm_offset, m->len);
 	int ret;
 
 	if (old) {
@@ -260,11 +284,13 @@ static int map_next(struct moat_session *s)
 		};
 
 		ret = ask(s, UNMAP, &gone, -1);
+	} else if (g->then_asks == MAP || is_whole(s, m)) {
+		ret = ask(s, g->then_asks, m, g->then_fd);
 	} else {
-		ret = ask(s, MAP, m, g->then_fd);
+		ret = 1;
 	}
 	if (ret || !old)
-		moat_fd_close(&g->then_fd);
+		drop_then(g);
 	return ret;
 }
 
@@ -274,19 +300,20 @@ int moat_guard_shmem_request(void *arg, uint32_t request,
 	struct moat_session *s = arg;
 	const char *why = NULL;
 	enum cause cause;
+	int ret;
 
 	moat_guard_shmem_undo(s);
 	cause = check(s, request, m, *fd, &why);
-	if (!cause && request == MAP) {
-		s->shmem.then = *m;
-		s->shmem.then_fd = moat_fd_take(fd);
-		if (map_next(s))
-			cause = CAUSE_ROOM;
-	} else if (!cause && ask(s, request, m, -1)) {
-		cause = CAUSE_ROOM;
-	}
 	if (cause)
 		return refuse(s, cause, why, request, m);
+	s->shmem.then_asks = request;
+	s->shmem.then = *m;
+	s->shmem.then_fd = moat_fd_take(fd);
+	ret = go_on(s);
+	if (ret < 0)
+		return refuse(s, CAUSE_ROOM, NULL, request, m);
+	if (ret > 0)
+		return 0;
 	s->shmem.owed = true;
 	s->shmem.wanted = reply;
 	s->client.hold = true;
@@ -297,7 +324,7 @@ int moat_guard_shmem_request(void *arg, uint32_t request,
 /* What the backend asked for, which is not always what the VMM was asked. */
 static uint32_t wants(const struct moat_session *s)
 {
-	return s->shmem.then_fd >= 0 ? MAP : s->shmem.asked;
+	return s->shmem.then_asks ? s->shmem.then_asks : s->shmem.asked;
 }
 
 /* The backend gets its answer, and may ask again. */
@@ -308,7 +335,7 @@ static void answer_backend(struct moat_session *s, uint32_t request,
 
 	if (!g->owed)
 		return;
-	moat_fd_close(&g->then_fd);
+	drop_then(g);
 	g->owed = false;
 	s->client.hold = false;
 	if (g->wanted)
@@ -331,6 +358,7 @@ static void conclude(struct moat_session *s, uint64_t status)
 	struct moat_guard_shmem *g = &s->shmem;
 	const struct moat_vu_mmap *m = &g->what;
 	uint32_t request = g->asked;
+	int ret;
 
 	/* Of what is in doubt the VMM need not have anything. */
 	if (request == UNMAP &&
@@ -350,11 +378,12 @@ static void conclude(struct moat_session *s, uint64_t status)
 	else if (!status && request == MAP)
 		g->undo = true;
 	g->asked = 0;
-	if (g->then_fd >= 0) {
-		if (!map_next(s))
+	if (g->then_asks) {
+		request = g->then_asks;
+		ret = go_on(s);
+		if (!ret)
 			return;
-		status = EAGAIN;
-		request = MAP;
+		status = ret < 0 ? EAGAIN : 0;
 	}
 	answer_backend(s, request, status);
 	moat_guard_shmem_undo(s);
@@ -459,7 +488,7 @@ int moat_guard_shmem_reopen(struct moat_session *s)
 
 void moat_guard_shmem_lose(struct moat_session *s)
 {
-	moat_fd_close(&s->shmem.then_fd);
+	drop_then(&s->shmem);
 	s->shmem.owed = false;
 	s->client.hold = false;
 	moat_vu_shmem_orphan(&s->shmem.table);

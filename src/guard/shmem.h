@@ -45,9 +45,10 @@ struct moat_guard_shmem {
 	bool wanted; /* ... who asked for one */
 	uint64_t end_ns;
 	struct moat_source answer_src;
-	/* what it asked for, while orphans make room for it; fd -1: nothing */
+	/* what it asked for, while orphans are unmapped for it; 0: nothing */
+	uint32_t then_asks;
 	struct moat_vu_mmap then;
-	int then_fd;
+	int then_fd;   /* to map; else -1 */
 	bool undo;     /* @what was mapped for nobody */
 	uint32_t said; /* causes of refusals that are in the log */
 };
@@ -70,8 +71,9 @@ int moat_guard_shmem_reopen(struct moat_session *s);
 /**
  * moat_guard_shmem_lose() - the backend is gone; what it mapped is not
  *
- * Its mappings are in doubt from now on: its successor does not know of them,
- * and the guest may be using them.
+ * Its mappings are orphans from now on: its successor does not know of them,
+ * and the guest may be using them. They go when it maps over them, or unmaps
+ * what lies in a place where it has mapped nothing.
  */
 void moat_guard_shmem_lose(struct moat_session *s);
 

@@ -64,8 +64,8 @@ static void sift(struct moat_vu_shmem *s,
 	s->n = n;
 }
 
-static bool is_certain(const struct moat_vu_mapping *m,
-		       const struct moat_vu_mapping *unused)
+static bool is_wanted(const struct moat_vu_mapping *m,
+		      const struct moat_vu_mapping *unused)
 {
 	(void)unused;
 	return !m->doubtful || m->orphan;
@@ -85,24 +85,28 @@ static bool is_elsewhere(const struct moat_vu_mapping *m,
 	return !overlap(m, other);
 }
 
-static const struct moat_vu_mapping *any_orphan(const struct moat_vu_shmem *s)
+/* One to give up for another's sake: perhaps it is gone by itself. */
+static const struct moat_vu_mapping *spare(const struct moat_vu_shmem *s)
 {
 	for (uint32_t i = 0; i < s->n; i++)
-		if (s->maps[i].orphan)
+		if (s->maps[i].orphan && s->maps[i].doubtful)
 			return &s->maps[i];
 	return NULL;
 }
 
-static int grow(struct moat_vu_shmem *s)
+/* Room for @m. */
+static int grow(struct moat_vu_shmem *s, const struct moat_vu_mapping *m)
 {
 	uint32_t room = s->room ? s->room * 2 : ROOM_FIRST;
 	struct moat_vu_mapping *maps;
 
 	if (s->n == s->max)
-		sift(s, is_certain, NULL);
+		sift(s, is_wanted, NULL);
 	/* An orphan goes before there is another. */
 	if (s->n == s->max)
-		return any_orphan(s) ? 0 : -ENOSPC;
+		return moat_vu_shmem_evict(s, m->shmid, m->offset, m->len)
+			       ? 0
+			       : -ENOSPC;
 	if (s->n < s->room)
 		return 0;
 	if (room > s->max)
@@ -117,28 +121,26 @@ static int grow(struct moat_vu_shmem *s)
 
 /* Those in the way are the one before its place and some from there on. */
 static bool in_the_way(const struct moat_vu_shmem *s,
-		       const struct moat_vu_mapping *m, bool *doubtful)
+		       const struct moat_vu_mapping *m, bool *others)
 {
 	uint32_t at = find(s, m->shmid, m->offset);
 
 	for (uint32_t i = at ? at - 1 : 0; i < s->n; i++) {
 		bool hit = overlap(&s->maps[i], m);
 
-		if (hit && !s->maps[i].doubtful)
+		if (hit && !s->maps[i].doubtful && !s->maps[i].orphan)
 			return true;
-		*doubtful |= hit;
+		*others |= hit;
 		if (!hit && i >= at)
 			break;
 	}
 	return false;
 }
 
-int moat_vu_shmem_may_map(struct moat_vu_shmem *s, uint8_t shmid,
-			  uint64_t offset, uint64_t len)
+static int check_place(const struct moat_vu_shmem *s, uint8_t shmid,
+		       uint64_t offset, uint64_t len)
 {
-	struct moat_vu_mapping m = { offset, len, shmid, false, false };
 	uint64_t size = s->sizes[shmid];
-	bool ignored = false;
 
 	if (!size)
 		return -ENXIO;
@@ -147,20 +149,44 @@ int moat_vu_shmem_may_map(struct moat_vu_shmem *s, uint8_t shmid,
 	/* Each bound by itself: the sum may wrap. */
 	if (offset > size || len > size - offset)
 		return -ERANGE;
+	return 0;
+}
+
+int moat_vu_shmem_may_map(struct moat_vu_shmem *s, uint8_t shmid,
+			  uint64_t offset, uint64_t len)
+{
+	struct moat_vu_mapping m = { offset, len, shmid, false, false };
+	int ret = check_place(s, shmid, offset, len);
+	bool ignored = false;
+
+	if (ret)
+		return ret;
 	if (in_the_way(s, &m, &ignored))
 		return -EEXIST;
-	return grow(s);
+	return grow(s, &m);
+}
+
+int moat_vu_shmem_may_clear(const struct moat_vu_shmem *s, uint8_t shmid,
+			    uint64_t offset, uint64_t len)
+{
+	const struct moat_vu_mapping m = { offset, len, shmid, false, false };
+	int ret = check_place(s, shmid, offset, len);
+
+	for (uint32_t i = 0; !ret && i < s->n; i++)
+		if (!s->maps[i].orphan && overlap(&s->maps[i], &m))
+			ret = -EEXIST;
+	return ret;
 }
 
 void moat_vu_shmem_add(struct moat_vu_shmem *s, uint8_t shmid, uint64_t offset,
 		       uint64_t len)
 {
 	struct moat_vu_mapping m = { offset, len, shmid, false, false };
-	bool doubtful = false;
+	bool others = false;
 	uint32_t at;
 
-	in_the_way(s, &m, &doubtful);
-	if (doubtful)
+	in_the_way(s, &m, &others);
+	if (others)
 		sift(s, is_elsewhere, &m);
 	at = find(s, shmid, offset);
 	memmove(s->maps + at + 1, s->maps + at, (s->n - at) * sizeof(*s->maps));
@@ -206,7 +232,7 @@ bool moat_vu_shmem_unmapped(struct moat_vu_shmem *s, uint8_t shmid,
 	const struct moat_vu_mapping *m =
 		moat_vu_shmem_find(s, shmid, offset, len);
 
-	if (ok || !m || m->doubtful) {
+	if (ok || !m || m->doubtful || m->orphan) {
 		moat_vu_shmem_del(s, shmid, offset, len);
 		return true;
 	}
@@ -216,23 +242,31 @@ bool moat_vu_shmem_unmapped(struct moat_vu_shmem *s, uint8_t shmid,
 
 void moat_vu_shmem_orphan(struct moat_vu_shmem *s)
 {
-	/* One that was in doubt before may not be there. */
-	for (uint32_t i = 0; i < s->n; i++) {
-		s->maps[i].orphan |= !s->maps[i].doubtful;
-		s->maps[i].doubtful = true;
-	}
+	for (uint32_t i = 0; i < s->n; i++)
+		s->maps[i].orphan = true;
+	s->former = true;
 }
 
-const struct moat_vu_mapping *moat_vu_shmem_evict(const struct moat_vu_shmem *s,
-						  uint8_t shmid,
-						  uint64_t offset, uint64_t len)
+const struct moat_vu_mapping *
+moat_vu_shmem_orphan_in(const struct moat_vu_shmem *s, uint8_t shmid,
+			uint64_t offset, uint64_t len)
 {
 	const struct moat_vu_mapping m = { offset, len, shmid, false, false };
 
 	for (uint32_t i = 0; i < s->n; i++)
 		if (s->maps[i].orphan && overlap(&s->maps[i], &m))
 			return &s->maps[i];
-	return s->n == s->max ? any_orphan(s) : NULL;
+	return NULL;
+}
+
+const struct moat_vu_mapping *moat_vu_shmem_evict(const struct moat_vu_shmem *s,
+						  uint8_t shmid,
+						  uint64_t offset, uint64_t len)
+{
+	const struct moat_vu_mapping *m =
+		moat_vu_shmem_orphan_in(s, shmid, offset, len);
+
+	return m || s->n < s->max ? m : spare(s);
 }
 
 void moat_vu_shmem_clear(struct moat_vu_shmem *s)

@@ -19,8 +19,8 @@
  *
  * A mapping whose back-end is gone is an orphan: another back-end does not know
  * of it, but the guest may be using it. It is in nobody's way either, only that
- * it has to be unmapped before something else takes its place, in its region or
- * in the number of mappings that there may be.
+ * it has to be unmapped before something else takes its place. It counts as any
+ * other; where there are as many as may be, one in doubt goes for a new one.
  */
 #ifndef MOAT_VU_SHMEM_H
 #define MOAT_VU_SHMEM_H
@@ -36,7 +36,7 @@ struct moat_vu_mapping {
 	uint64_t len;
 	uint8_t shmid;
 	bool doubtful;
-	bool orphan; /* doubtful, and the front-end surely has it */
+	bool orphan;
 };
 
 struct moat_vu_shmem {
@@ -45,6 +45,7 @@ struct moat_vu_shmem {
 	uint32_t max;
 	uint32_t n;
 	uint32_t room; /* that @maps has */
+	bool former;   /* there was another back-end before this one */
 	struct moat_vu_mapping *maps;
 };
 
@@ -66,6 +67,15 @@ bool moat_vu_shmem_any(const struct moat_vu_shmem *shmem);
  */
 int moat_vu_shmem_may_map(struct moat_vu_shmem *shmem, uint8_t shmid,
 			  uint64_t offset, uint64_t len);
+
+/**
+ * moat_vu_shmem_may_clear() - could all orphans in a place be unmapped?
+ *
+ * Return: 0, also if there are none; else as moat_vu_shmem_may_map(), -EEXIST
+ * if there is anything but orphans.
+ */
+int moat_vu_shmem_may_clear(const struct moat_vu_shmem *shmem, uint8_t shmid,
+			    uint64_t offset, uint64_t len);
 
 /**
  * moat_vu_shmem_add() - it is mapped; after moat_vu_shmem_may_map()
@@ -96,14 +106,19 @@ void moat_vu_shmem_doubt(struct moat_vu_shmem *shmem);
  * moat_vu_shmem_unmapped() - the front-end was asked to unmap this
  * @ok: it says that it did
  *
- * Return: whether it is certain that it is gone: one in doubt is. Else it is
- * in doubt from now on.
+ * Return: whether it is taken for gone: one in doubt is, and an orphan. Else it
+ * is in doubt from now on.
  */
 bool moat_vu_shmem_unmapped(struct moat_vu_shmem *shmem, uint8_t shmid,
 			    uint64_t offset, uint64_t len, bool ok);
 
 /** moat_vu_shmem_orphan() - the back-end is gone: all mappings are orphans */
 void moat_vu_shmem_orphan(struct moat_vu_shmem *shmem);
+
+/** moat_vu_shmem_orphan_in() - one that overlaps this place, or NULL */
+const struct moat_vu_mapping *
+moat_vu_shmem_orphan_in(const struct moat_vu_shmem *shmem, uint8_t shmid,
+			uint64_t offset, uint64_t len);
 
 /**
  * moat_vu_shmem_evict() - an orphan to unmap before this can be mapped, or NULL

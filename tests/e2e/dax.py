@@ -61,11 +61,15 @@ class Dax:
     """Use it with `with`.
 
     Parameters: whether a guard stands between (it then starts moat-fs); bytes
-    of the window; further options of moat-fs, or of the guest (Qemu11's).
+    of the window; further options of moat-fs, of the guard, or of the guest
+    (Qemu11's).
     """
 
-    def __init__(self, guarded, window=256 * MIB, options=(), **guest):
+    def __init__(self, guarded, window=256 * MIB, options=(),
+                 guard_options=(), check=check_well, **guest):
         self.guarded = guarded
+        self.check = check
+        self.guard_options = guard_options
         with contextlib.ExitStack() as stack:
             self.work = stack.enter_context(Workdir())
             self.folder = self.work / "share"
@@ -82,8 +86,8 @@ class Dax:
         sock = self.work / "fs.sock"
         if self.guarded:
             self.guard = stack.enter_context(Guard(
-                self.work / "guard.sock", options=[
-                    "--device=fs"],
+                self.work / "guard.sock",
+                options=["--device=fs", *self.guard_options],
                 command=command("{socket}", self.folder, window, *options)))
             self.daemon, sock = self.guard, self.guard.socket_path
         else:
@@ -118,7 +122,7 @@ mount -t virtiofs -o dax {TAG} /mnt""")
             if kind is None and self.guest.running():
                 assert self.guest.poweroff() == 0
             if kind is None and self.guard:
-                check_well(self.guard)
+                self.check(self.guard)
         finally:
             self.stack.close()
 

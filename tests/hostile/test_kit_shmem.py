@@ -20,7 +20,7 @@ from vhost_user import (REPLY, VERSION, BackendRequest, Protocol, Region,
                         Request, mask)
 
 ORDER = struct.Struct("<IIQQQII")
-OP_MAP, OP_UNMAP, OP_USABLE = 1, 2, 3
+OP_MAP, OP_UNMAP, OP_USABLE, OP_FORMER = 1, 2, 3, 4
 ALL = 2 ** 64 - 1
 
 
@@ -124,6 +124,45 @@ def test_mistakes_are_not_sent(window, vmm):
     assert tell(vmm, OP_UNMAP, offset=8 * PAGE) == -errno.ENOENT
     quiet(vmm)
     good(vmm, OP_UNMAP, offset=0, length=4 * PAGE)
+
+
+def test_what_a_former_process_left_is_the_front_ends_matter(window, vmm):
+    """It is asked as it is told; only what is this one's is spared."""
+    good(vmm, offset=0, length=4 * PAGE)
+    for kw, error in (
+            ({"offset": 0, "length": 4 * PAGE}, errno.EEXIST),
+            ({"offset": 3 * PAGE, "length": 8 * PAGE}, errno.EEXIST),
+            ({"offset": 8 * PAGE, "length": 0}, errno.EINVAL),
+            ({"offset": 8 * PAGE, "length": 5}, errno.EINVAL),
+            ({"offset": 1 << 30}, errno.EINVAL),
+            ({"offset": 2 ** 64 - PAGE, "length": 2 * PAGE}, errno.EINVAL),
+            ({"shmid": 1}, errno.EINVAL)):
+        assert tell(vmm, OP_FORMER, **kw) == -error, kw
+    quiet(vmm)
+    place = {"offset": 4 * PAGE, "length": 60 * PAGE}
+    dst = order(vmm, OP_FORMER, **place)
+    msg, fields = asked(vmm)
+    assert msg.request == UNMAP
+    assert fields == (0, 0, 4 * PAGE, 60 * PAGE, 0)
+    say(vmm, UNMAP)
+    assert result(vmm, dst) == 0
+    for status, error in ((1, errno.EIO), (errno.ENOENT, errno.EIO),
+                          (errno.EINTR, errno.EINTR),
+                          (errno.ENOTCONN, errno.ENOTCONN)):
+        assert do(vmm, OP_FORMER, status=status, **place)[0] == -error
+    good(vmm, OP_UNMAP, offset=0, length=4 * PAGE)
+
+
+def test_a_former_process_and_a_stop(window, vmm):
+    """Who waits is let go, and can ask again."""
+    dst = order(vmm, OP_FORMER, length=9 * PAGE)
+    asked(vmm)
+    vmm.queues[1].stop()
+    assert result(vmm, dst) == -errno.EINTR
+    say(vmm, UNMAP)
+    vmm.queues[1].start()
+    good(vmm, OP_FORMER, length=9 * PAGE)
+    good(vmm)
 
 
 def test_a_front_end_that_refuses_is_believed(window, vmm):

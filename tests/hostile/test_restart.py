@@ -20,8 +20,6 @@ from guard import Guard
 from guest import OFFERABLE, Vmm
 from split_ring import WRITE
 from test_share_modes import POOL, POOL_AT, RAM, PoolRam, memory_sent
-from test_shmem import (MAP, PAGE, UNMAP, answer, ask, asked, do, memfd,
-                        nothing_asked, say)
 from vhost_user import Feature, Request, mask
 
 NUM = 64
@@ -642,75 +640,6 @@ def test_a_request_that_ends_a_file_systems_backend_in_a_message(make_scene,
         requests.fail()
     vmm.close()
     assert scene.guard.wait() == 1
-
-
-# -- shared memory regions
-
-MAPS = {"protocol": PROTOCOL | mask(vu.Protocol.SHMEM_MAP,
-                                    vu.Protocol.BACKEND_SEND_FD),
-        "shmem": {0: 64 * PAGE}}
-
-
-def test_what_a_dead_backend_mapped_goes_when_another_is_mapped_over_it(
-        make_scene, sanitized):
-    scene, vmm = start(make_scene, sanitized, "--shmem=on",
-                       "--shmem-mappings=3", **MAPS)
-    with memfd() as fd:
-        for at in (0, 2, 5):
-            vu.close_all(do(vmm, scene.device.session, MAP, fds=(fd,),
-                            offset=at * PAGE))
-        kill(scene)
-        vmm.queues[0].echo()
-        nothing_asked(vmm)  # the guest may be using them
-        session = scene.device.session
-        # Over two of them: each is unmapped as a whole, and first.
-        ask(session, MAP, fds=(fd,), offset=0, length=3 * PAGE)
-        for at in (0, 2):
-            msg, fields = asked(vmm)
-            assert msg.request == UNMAP and fields[2:4] == (at * PAGE, PAGE)
-            say(vmm, UNMAP)
-        msg, fields = asked(vmm)
-        assert msg.request == MAP and fields[2:4] == (0, 3 * PAGE)
-        vu.close_all(msg.fds)
-        say(vmm, MAP)
-        assert answer(session) == 0
-        vu.close_all(do(vmm, session, MAP, fds=(fd,), offset=20 * PAGE))
-        # Three are there: the last of the old ones makes room for another.
-        ask(session, MAP, fds=(fd,), offset=30 * PAGE)
-        msg, fields = asked(vmm)
-        assert msg.request == UNMAP and fields[2] == 5 * PAGE
-        say(vmm, UNMAP, status=22)  # whatever the VMM thinks of it
-        msg, _ = asked(vmm)
-        vu.close_all(msg.fds)
-        say(vmm, MAP)
-        assert answer(session) == 0
-    assert not [f for f in scene.guard.fds().values() if "shown" in f]
-
-
-def test_a_backend_with_other_regions_is_not_taken(make_scene, sanitized):
-    scene, vmm = start(make_scene, sanitized, "--shmem=on",
-                       "--restart-ms=300", **MAPS)
-    scene.device.shmem = {0: 32 * PAGE}
-    scene.device.hang_up(scene.device.session)
-    session_ends(vmm)
-    assert scene.guard.wait() == 1
-    assert scene.guard.find("shared memory regions are not those")
-
-
-def test_a_backend_that_dies_while_the_vmm_maps_leaves_nothing_mapped(
-        make_scene, sanitized):
-    scene, vmm = start(make_scene, sanitized, "--shmem=on", **MAPS)
-    with memfd() as fd:
-        ask(scene.device.session, MAP, fds=(fd,))
-        msg, _ = asked(vmm)
-        vu.close_all(msg.fds)
-        kill(scene)
-        vmm.queues[0].echo()
-        say(vmm, MAP, fence=False)  # nobody waits for it any more
-        msg, fields = asked(vmm)
-        assert msg.request == UNMAP and fields[2:4] == (0, PAGE)
-        say(vmm, UNMAP)
-    vmm.queues[0].echo()
 
 
 # -- backends that the guard starts

@@ -12,7 +12,7 @@ import os
 import threading
 
 import vhost_user as vu
-from vhost_user import REPLY, VERSION, BackendRequest
+from vhost_user import NEED_REPLY, REPLY, VERSION, BackendRequest
 
 MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
 FENCE = BackendRequest.CONFIG_CHANGE_MSG
@@ -83,8 +83,8 @@ class Window:
 
     def _answer(self, msg):
         if msg.request == FENCE:
-            vu.send_msg(self.vmm.channel, FENCE, vu.U64.pack(0),
-                        flags=VERSION | REPLY)
+            if msg.flags & NEED_REPLY:
+                self._say(FENCE, 0)
             return
         fields = vu.MMAP.unpack(msg.payload)
         status = self.refuse(msg.request, fields) if callable(self.refuse) \
@@ -93,10 +93,13 @@ class Window:
             status = (self._map if msg.request == MAP else self._unmap)(
                 msg.fds, *fields)
         vu.close_all(msg.fds)
+        self._say(msg.request, status)
+
+    def _say(self, request, status):
         try:
-            vu.send_msg(self.vmm.channel, msg.request, vu.U64.pack(status),
+            vu.send_msg(self.vmm.channel, request, vu.U64.pack(status),
                         flags=VERSION | REPLY)
-        except OSError:
+        except (OSError, vu.Closed):
             pass  # the device has gone
 
     def release(self):

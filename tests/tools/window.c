@@ -24,7 +24,7 @@ enum { OPT_FILE = 1, OPT_SIZE, OPT_SHMID, OPT_AT, OPT_LEN, OPT_RO, OPT_SHOW };
 #define LOOK_US 1000u
 
 struct order {
-	uint32_t op; /* 1: map, 2: unmap, 3: usable? */
+	uint32_t op; /* 1: map, 2: unmap, 3: usable?, 4: unmap a former's */
 	uint32_t shmid;
 	uint64_t offset, len, fd_offset;
 	uint32_t writable;
@@ -71,6 +71,9 @@ static int obey(struct window *w, const struct order *o)
 					o->len);
 	case 3:
 		return moat_shmem_usable(w->device);
+	case 4:
+		return moat_shmem_unmap_former(w->device, (uint8_t)o->shmid,
+					       o->offset, o->len);
 	default:
 		return -ENOSYS;
 	}

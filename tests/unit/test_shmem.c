@@ -15,23 +15,26 @@ struct oracle {
 	uint32_t page[REGIONS][PAGES];
 	struct {
 		uint32_t first, n, region;
-		bool there, doubtful;
+		bool there, doubtful, orphan;
 	} maps[1 << 17];
 	uint32_t next;
 };
 
-static uint32_t certain(const struct oracle *o)
+/* Those that do not go by themselves; none for one that goes before. */
+static uint32_t lasting(const struct oracle *o)
 {
 	uint32_t n = 0;
 
-	for (uint32_t i = 1; i < o->next; i++)
+	for (uint32_t i = 1; i < o->next; i++) {
+		if (o->maps[i].there && o->maps[i].doubtful &&
+		    o->maps[i].orphan)
+			return 0;
 		n += o->maps[i].there && !o->maps[i].doubtful;
+	}
 	return n;
 }
 
-/* 0, or what moat_vu_shmem_may_map() has to say. */
-static int verdict(const struct oracle *o, uint32_t region, uint32_t first,
-		   uint32_t n)
+static int place(uint32_t region, uint32_t first, uint32_t n)
 {
 	if (region >= REGIONS)
 		return -ENXIO;
@@ -39,10 +42,24 @@ static int verdict(const struct oracle *o, uint32_t region, uint32_t first,
 		return -EINVAL;
 	if (first + n > PAGES)
 		return -ERANGE;
-	for (uint32_t i = first; i < first + n; i++)
-		if (o->page[region][i] && !o->maps[o->page[region][i]].doubtful)
-			return -EEXIST;
-	return certain(o) == MAX ? -ENOSPC : 0;
+	return 0;
+}
+
+/* 0, or what moat_vu_shmem_may_map() has to say. */
+static int verdict(const struct oracle *o, uint32_t region, uint32_t first,
+		   uint32_t n)
+{
+	int ret = place(region, first, n);
+	bool orphan = false;
+
+	for (uint32_t i = first; !ret && i < first + n; i++) {
+		uint32_t id = o->page[region][i];
+
+		if (id && !o->maps[id].doubtful && !o->maps[id].orphan)
+			ret = -EEXIST;
+		orphan |= id && o->maps[id].orphan;
+	}
+	return ret || orphan || lasting(o) < MAX ? ret : -ENOSPC;
 }
 
 static void drop(struct oracle *o, uint32_t id)
@@ -50,6 +67,77 @@ static void drop(struct oracle *o, uint32_t id)
 	o->maps[id].there = false;
 	for (uint32_t i = 0; i < o->maps[id].n; i++)
 		o->page[o->maps[id].region][o->maps[id].first + i] = 0;
+}
+
+/* The number of what the table says; it is there. */
+static uint32_t id_of(const struct oracle *o, const struct moat_vu_shmem *s,
+		      const struct moat_vu_mapping *m)
+{
+	uint32_t id = o->page[m->shmid][m->offset / s->page];
+
+	assert_true(id && o->maps[id].there);
+	assert_int_equal(o->maps[id].first * s->page, m->offset);
+	assert_int_equal(o->maps[id].n * s->page, m->len);
+	assert_int_equal(o->maps[id].orphan, m->orphan);
+	assert_int_equal(o->maps[id].doubtful, m->doubtful);
+	return id;
+}
+
+static bool overlaps(const struct oracle *o, uint32_t id, uint32_t region,
+		     uint32_t first, uint32_t n)
+{
+	return o->maps[id].region == region && o->maps[id].first < first + n &&
+	       first < o->maps[id].first + o->maps[id].n;
+}
+
+/* Orphans are taken for gone, whatever the front-end says. */
+static void take_away(struct oracle *o, struct moat_vu_shmem *s, uint32_t id)
+{
+	assert_true(o->maps[id].orphan);
+	assert_true(moat_vu_shmem_unmapped(s, (uint8_t)o->maps[id].region,
+					   o->maps[id].first * s->page,
+					   o->maps[id].n * s->page, id % 2));
+	drop(o, id);
+}
+
+static void make_way(struct oracle *o, struct moat_vu_shmem *s, uint32_t region,
+		     uint32_t first, uint32_t n)
+{
+	const struct moat_vu_mapping *m;
+
+	while ((m = moat_vu_shmem_evict(s, (uint8_t)region, first * s->page,
+					n * s->page))) {
+		uint32_t id = id_of(o, s, m);
+
+		if (!overlaps(o, id, region, first, n)) {
+			assert_int_equal(s->n, MAX);
+			assert_true(m->doubtful);
+		}
+		take_away(o, s, id);
+	}
+}
+
+static void clear(struct oracle *o, struct moat_vu_shmem *s, uint32_t region,
+		  uint32_t first, uint32_t n)
+{
+	const struct moat_vu_mapping *m;
+	int want = place(region, first, n);
+
+	for (uint32_t i = first; !want && i < first + n; i++)
+		if (o->page[region][i] && !o->maps[o->page[region][i]].orphan)
+			want = -EEXIST;
+	assert_int_equal(moat_vu_shmem_may_clear(s, (uint8_t)region,
+						 first * s->page, n * s->page),
+			 want);
+	if (want)
+		return;
+	while ((m = moat_vu_shmem_orphan_in(s, (uint8_t)region, first * s->page,
+					    n * s->page))) {
+		assert_true(overlaps(o, id_of(o, s, m), region, first, n));
+		take_away(o, s, id_of(o, s, m));
+	}
+	for (uint32_t i = first; i < first + n; i++)
+		assert_int_equal(o->page[region][i], 0);
 }
 
 static void map(struct oracle *o, struct moat_vu_shmem *s, uint32_t region,
@@ -69,6 +157,8 @@ static void map(struct oracle *o, struct moat_vu_shmem *s, uint32_t region,
 					o->maps[i].first * s->page,
 					o->maps[i].n * s->page))
 			drop(o, i);
+	make_way(o, s, region, first, n);
+	assert_true(s->n < MAX);
 	moat_vu_shmem_add(s, (uint8_t)region, first * s->page, n * s->page);
 	for (uint32_t i = first; i < first + n; i++)
 		if (o->page[region][i])
@@ -136,6 +226,12 @@ static void any_sequence_is_as_a_map_of_pages_says(void **state)
 			moat_vu_shmem_doubt(&s);
 			for (uint32_t i = 1; i < o->next; i++)
 				o->maps[i].doubtful = true;
+		} else if (rnd_below(&r, 100) == 0) {
+			moat_vu_shmem_orphan(&s);
+			for (uint32_t i = 1; i < o->next; i++)
+				o->maps[i].orphan = true;
+		} else if (rnd_below(&r, 10) == 0) {
+			clear(o, &s, region, first, n);
 		} else if (rnd_below(&r, 3)) {
 			map(o, &s, region, first, n);
 		} else if (rnd_below(&r, 2) && id < o->next) {

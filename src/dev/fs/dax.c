@@ -132,6 +132,9 @@ static int cut_out(struct fs_dax *d, uint64_t at, uint64_t len)
 		restore(d, &was, at + len, was.at + was.len);
 		let_go(d, was.node);
 	}
+	/* Where that fails for another reason, mapping over it says so. */
+	if (!ret && fs_former_clear(d, at, len) == -EAGAIN)
+		ret = -EAGAIN;
 	return ret;
 }
 
@@ -369,6 +372,19 @@ void fs_dax_clear(struct fs *fs)
 		let_go(d, was.node);
 	}
 	d->behind = false;
+	if (ask && !fs_former_clear(d, 0, d->fs->opt->dax_window))
+		d->former = false;
+	pthread_mutex_unlock(&d->lock);
+}
+
+void fs_dax_succeed(struct fs *fs)
+{
+	struct fs_dax *d = fs->dax;
+
+	if (!d)
+		return;
+	pthread_mutex_lock(&d->lock);
+	d->former = true;
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -386,6 +402,6 @@ void fs_dax_reset(struct fs *fs)
 		fs_range_remove(d, d->nranges - 1, &was);
 		let_go(d, was.node);
 	}
-	d->copies = d->behind = false;
+	d->copies = d->behind = d->former = false;
 	pthread_mutex_unlock(&d->lock);
 }

@@ -138,6 +138,7 @@ struct fs_dax {
 	struct fs_tails tails;
 	bool copies; /* the front-end maps nothing read-only */
 	bool behind; /* something is to be covered that could not be */
+	bool former; /* there may be mappings of a process before this one */
 	pthread_t syncer;
 	pthread_cond_t wake, started;
 	bool syncing, began, stop;
@@ -188,6 +189,13 @@ int fs_range_abandon(struct fs_dax *d, struct fs_range *r, bool ask);
 
 /** fs_orphans_clear() - unmap what belongs to none in [at, at + len) */
 int fs_orphans_clear(struct fs_dax *d, uint64_t at, uint64_t len);
+
+/**
+ * fs_former_clear() - unmap what a process before this one had there
+ *
+ * In [at, at + len), where nothing of this one's is. 0 or a negative errno.
+ */
+int fs_former_clear(struct fs_dax *d, uint64_t at, uint64_t len);
 
 /** fs_pieces_drop() - all are gone by themselves */
 void fs_pieces_drop(struct fs_dax *d);

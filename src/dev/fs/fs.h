@@ -596,6 +596,8 @@ int fs_dax_flush(struct fs *fs, const struct fs_node *node);
 void fs_dax_sync_all(struct fs *fs);
 /** fs_dax_clear() - unmap all that is mapped */
 void fs_dax_clear(struct fs *fs);
+/** fs_dax_succeed() - a process before this one may have left mappings */
+void fs_dax_succeed(struct fs *fs);
 /** fs_dax_reset() - the front-end is gone, and the window with it */
 void fs_dax_reset(struct fs *fs);
 

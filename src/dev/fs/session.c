@@ -109,6 +109,7 @@ int fs_op_init(struct fs_req *r)
 void fs_assume_session(struct fs *fs)
 {
 	__atomic_store_n(&fs->flags, wanted(fs), __ATOMIC_RELAXED);
+	fs_dax_succeed(fs);
 	if (!__atomic_exchange_n(&fs->inited, true, __ATOMIC_ACQ_REL))
 		moat_device_log(fs->log, MOAT_DEVICE_WARNING,
 				"requests without INIT, as of a guest that has "

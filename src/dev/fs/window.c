@@ -341,6 +341,13 @@ int fs_orphans_clear(struct fs_dax *d, uint64_t at, uint64_t len)
 	return 0;
 }
 
+int fs_former_clear(struct fs_dax *d, uint64_t at, uint64_t len)
+{
+	if (!d->former)
+		return 0;
+	return later(moat_shmem_unmap_former(d->fs->device, WINDOW, at, len));
+}
+
 void fs_pieces_drop(struct fs_dax *d)
 {
 	while (d->npieces)

@@ -149,17 +149,21 @@ static int transact(struct moat_host_shmem *h, uint32_t request,
 }
 
 static int may_ask(struct moat_host_shmem *h, uint32_t request,
-		   const struct moat_vu_mmap *what)
+		   const struct moat_vu_mmap *what, bool former)
 {
 	int ret;
 
-	if (request == VHOST_USER_BACKEND_SHMEM_UNMAP)
+	if (request == VHOST_USER_BACKEND_SHMEM_UNMAP && !former)
 		return moat_vu_shmem_find(&h->table, what->shmid,
 					  what->shm_offset, what->len)
 			       ? 0
 			       : -ENOENT;
-	ret = moat_vu_shmem_may_map(&h->table, what->shmid, what->shm_offset,
-				    what->len);
+	if (former)
+		ret = moat_vu_shmem_may_clear(&h->table, what->shmid,
+					      what->shm_offset, what->len);
+	else
+		ret = moat_vu_shmem_may_map(&h->table, what->shmid,
+					    what->shm_offset, what->len);
 	return ret == -ENXIO || ret == -ERANGE ? -EINVAL : ret;
 }
 
@@ -222,8 +226,9 @@ static int settle(struct moat_host_shmem *h)
 	return ret;
 }
 
+/* @former: what is to be unmapped is not ours. */
 static int ask(struct moat_host_shmem *h, uint32_t request,
-	       const struct moat_vu_mmap *what, int fd)
+	       const struct moat_vu_mmap *what, int fd, bool former)
 {
 	uint64_t status, ignored;
 	int ret;
@@ -234,17 +239,19 @@ static int ask(struct moat_host_shmem *h, uint32_t request,
 		return -EINTR;
 	ret = settle(h);
 	if (!ret)
-		ret = may_ask(h, request, what);
+		ret = may_ask(h, request, what, former);
 	if (!ret)
 		ret = transact(h, request, what, fd, &status);
 	if (!ret && !status && h->fence &&
 	    request == VHOST_USER_BACKEND_SHMEM_MAP)
 		ret = transact(h, FENCE, what, -1, &ignored);
-	return ret ? ret : conclude(h, request, what, status);
+	if (ret)
+		return ret;
+	return former ? error_of(status) : conclude(h, request, what, status);
 }
 
 static int ask_in_turn(struct moat_host_shmem *h, uint32_t request,
-		       const struct moat_vu_mmap *what, int fd)
+		       const struct moat_vu_mmap *what, int fd, bool former)
 {
 	int ret;
 
@@ -252,7 +259,7 @@ static int ask_in_turn(struct moat_host_shmem *h, uint32_t request,
 	while (h->inside)
 		pthread_cond_wait(&h->left, &h->lock);
 	h->inside = true;
-	ret = ask(h, request, what, fd);
+	ret = ask(h, request, what, fd, former);
 	h->inside = false;
 	pthread_cond_broadcast(&h->left);
 	pthread_mutex_unlock(&h->lock);
@@ -285,11 +292,12 @@ int moat_shmem_map(struct moat_device *d, uint8_t shmid, uint64_t offset,
 	if (fd < 0 || fd_offset % d->shmem.table.page ||
 	    fd_offset > INT64_MAX || len > INT64_MAX - fd_offset)
 		return -EINVAL;
-	return ask_in_turn(&d->shmem, VHOST_USER_BACKEND_SHMEM_MAP, &what, fd);
+	return ask_in_turn(&d->shmem, VHOST_USER_BACKEND_SHMEM_MAP, &what, fd,
+			   false);
 }
 
-int moat_shmem_unmap(struct moat_device *d, uint8_t shmid, uint64_t offset,
-		     uint64_t len)
+static int unmap(struct moat_device *d, uint8_t shmid, uint64_t offset,
+		 uint64_t len, bool former)
 {
 	struct moat_vu_mmap what = {
 		.shmid = shmid,
@@ -297,8 +305,20 @@ int moat_shmem_unmap(struct moat_device *d, uint8_t shmid, uint64_t offset,
 		.len = len,
 	};
 
-	return ask_in_turn(&d->shmem, VHOST_USER_BACKEND_SHMEM_UNMAP, &what,
-			   -1);
+	return ask_in_turn(&d->shmem, VHOST_USER_BACKEND_SHMEM_UNMAP, &what, -1,
+			   former);
+}
+
+int moat_shmem_unmap(struct moat_device *d, uint8_t shmid, uint64_t offset,
+		     uint64_t len)
+{
+	return unmap(d, shmid, offset, len, false);
+}
+
+int moat_shmem_unmap_former(struct moat_device *d, uint8_t shmid,
+			    uint64_t offset, uint64_t len)
+{
+	return unmap(d, shmid, offset, len, true);
 }
 
 /* ---- the control thread ---- */
