@@ -493,9 +493,9 @@ def test_the_next_vmm_begins_with_nothing(keep, folder, sanitized):
 
 # -- the guest
 
-def test_a_file_is_mapped_thousands_of_times(keep, folder, sanitized):
+def test_a_file_is_mapped_thousands_of_times(keep, folder, plain):
     """Until there is an error, and nobody else has one."""
-    dax = Dax(keep, folder, sanitized, "--dax-mappings=16384")
+    dax = Dax(keep, folder, plain, "--dax-mappings=16384")
     node = dax.make("a", pattern(1, 100))
     before = dax.share.daemon.memory()
     dax.fs.timeout = 100
