@@ -93,7 +93,9 @@ int moat_starter_init(struct moat_starter *s, char *const argv[])
 {
 	int pair[2];
 
-	*s = (struct moat_starter){ .pidfd = -1, .fd = -1 };
+	*s = (struct moat_starter){ .pidfd = -1,
+				    .fd = -1,
+				    .answer_ms = ANSWER_MS };
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return -errno;
 	s->pid = fork();
@@ -148,7 +150,7 @@ static int take(int sock, struct answer *a, int fds[2])
 /* The answer to the latest order: who asked before has given up. */
 static int await(struct moat_starter *s, struct answer *a, int fds[2])
 {
-	uint64_t now = moat_now_ns(), end = now + ANSWER_MS * MOAT_NS_PER_MS;
+	uint64_t now = moat_now_ns(), end = now + s->answer_ms * MOAT_NS_PER_MS;
 	int ret;
 
 	for (; now < end; now = moat_now_ns()) {

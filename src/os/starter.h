@@ -22,8 +22,9 @@
 struct moat_starter {
 	pid_t pid; /* 0: none */
 	int pidfd;
-	int fd;	       /* to it */
-	uint8_t asked; /* the number of the latest order */
+	int fd;		    /* to it */
+	uint32_t answer_ms; /* it is waited for so long */
+	uint8_t asked;	    /* the number of the latest order */
 };
 
 /**

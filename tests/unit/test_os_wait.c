@@ -83,7 +83,7 @@ static void what_is_there_is_seen(void **state)
 	(void)state;
 	assert_int_equal(pipe(fds), 0);
 	every(20000);
-	for (int i = 0; i < 100000; i++)
+	for (int i = 0; i < 20000; i++)
 		assert_int_equal(moat_wait_fd(fds[1], POLLOUT, 0), POLLOUT);
 	assert_true(came > 100);
 	p[0] = (struct pollfd){ .fd = fds[0], .events = POLLIN };
@@ -130,6 +130,8 @@ static void what_comes_ends_the_wait(void **state)
 static char sh[] = "sh", c[] = "-c";
 static char script[] = "trap '' TERM; exec sleep 600 # {socket}";
 static char *const deaf[] = { sh, c, script, NULL };
+static char *const tame[] = { sh, c, script + sizeof("trap '' TERM;") - 1,
+			      NULL };
 
 static void a_child_that_does_not_obey_is_killed(void **state)
 {
@@ -173,10 +175,12 @@ static void an_answer_that_comes_too_late_is_nobodys(void **state)
 	struct moat_starter s;
 
 	(void)state;
-	assert_int_equal(moat_starter_init(&s, deaf), 0);
+	assert_int_equal(moat_starter_init(&s, tame), 0);
 	assert_int_equal(moat_starter_start(&s, &child), 0);
 	assert_int_equal(kill(s.pid, SIGSTOP), 0);
+	s.answer_ms = 100;
 	assert_int_equal(moat_starter_start(&s, &child), -ETIMEDOUT);
+	s.answer_ms = 60000;
 	assert_int_equal(child.pidfd, -1);
 	assert_int_equal(kill(s.pid, SIGCONT), 0);
 	assert_int_equal(moat_starter_start(&s, &child), 0);
