@@ -187,8 +187,8 @@ class Qemu11(Qemu):
         super().__init__(devices, memory, cpus, **kwargs)
 
     @staticmethod
-    def disk(socket_path, queues=1, options="", reconnect=False):
-        device = Qemu.disk(socket_path, queues)
+    def disk(socket_path, queues=1, options="", reconnect=False, packed=False):
+        device = Qemu.disk(socket_path, queues, packed=packed)
         device[1] += ",reconnect-ms=1000" if reconnect else ""
         device[-1] += options
         return device

@@ -88,6 +88,7 @@ class Process:
         self.name = name or os.path.basename(self.argv[0])
         self._log = ""
         self._done = False
+        self._heard = time.monotonic()
         self._news = threading.Condition()
         # One socket for both ways: user-mode Linux wants descriptors that
         # can raise SIGIO, which a plain file can not.
@@ -112,6 +113,7 @@ class Process:
             with self._news:
                 if not data:
                     self._done = True
+                self._heard = time.monotonic()
                 self._log += data.decode("utf-8", "replace").replace("\r", "")
                 self._news.notify_all()
             if not data:
@@ -153,7 +155,9 @@ class Process:
                 left = end - time.monotonic()
                 if left <= 0 or not self._news.wait(left):
                     break
-        why = "ended" if self._done else f"silent for {deadline:.0f} s"
+            silent = time.monotonic() - self._heard
+        why = "ended" if self._done else (
+            f"{deadline:.0f} s went by, silent for the last {silent:.0f},")
         raise self._complain(f"{why} before it said /{pattern}/")
 
     def wait(self, deadline=DEADLINE):
