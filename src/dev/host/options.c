@@ -10,7 +10,7 @@
 #include "os/log.h"
 #include "vu/proto.h"
 
-#define POLL_DEFAULT_US 32u
+#define POLL_DEFAULT_US 64u
 #define POLL_MAX_US 10000u
 
 enum {
@@ -36,7 +36,7 @@ static const struct argp_option options[] = {
 	{ "threads", OPT_THREADS, "N", 0,
 	  "worker threads that share the queues (as many as queues)", 0 },
 	{ "poll-us", OPT_POLL, "N", 0,
-	  "look for work for up to N microseconds before sleeping (32)", 0 },
+	  "look for work for up to N microseconds before sleeping (64)", 0 },
 	{ "once", OPT_ONCE, 0, 0, "end when the first VMM has left", 0 },
 	{ "ring-reset", OPT_RESET, 0, 0,
 	  "offer the reset of single queues: only for a VMM that passes it on "
