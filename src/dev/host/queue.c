@@ -8,7 +8,12 @@
 #include "os/fd.h"
 
 #define BUDGET 64u /* requests of one queue in one turn */
-/* Done in one turn before the driver may see them: requests, and bytes. */
+/*
+ * Done in one turn before the driver may see them: requests, and bytes. A few
+ * at first, for a driver that sleeps takes a while to wake; then more, for each
+ * look at it has a price.
+ */
+#define BATCH_FIRST 4u
 #define BATCH 16u
 #define BATCH_BYTES 65536u
 
@@ -168,7 +173,7 @@ bool moat_queue_serve(struct moat_queue *q)
 {
 	struct moat_worker *w = q->worker;
 	uint64_t bytes = 0;
-	uint32_t n;
+	uint32_t n, batch = BATCH_FIRST;
 
 	for (n = 0; n < BUDGET && !is_broken(q); n++) {
 		if (!next_chain(q))
@@ -180,9 +185,11 @@ bool moat_queue_serve(struct moat_queue *q)
 		hand_over(q, &w->chain);
 		/* The driver can go on with these meanwhile. */
 		bytes += w->chain.read_len + w->chain.write_len;
-		if (q->npushed >= BATCH || bytes >= BATCH_BYTES) {
+		if (q->npushed >= batch || bytes >= BATCH_BYTES) {
 			moat_queue_publish(q);
 			bytes = 0;
+			if (batch < BATCH)
+				batch *= 2;
 		}
 	}
 	if (is_broken(q))
