@@ -379,6 +379,12 @@ int moat_vu_client_input(struct moat_vu_client *c)
 	return die(c, 0, ret);
 }
 
+/* The other connection says so, and no second line is needed. */
+static bool hung_up(int err)
+{
+	return err == -EPIPE || err == -ECONNRESET;
+}
+
 static void close_channel(struct moat_vu_client *c)
 {
 	if (c->channel_ends)
@@ -389,13 +395,18 @@ static void close_channel(struct moat_vu_client *c)
 int moat_vu_client_answer(struct moat_vu_client *c, uint32_t request,
 			  uint64_t status)
 {
+	int ret = -EAGAIN;
+
 	if (c->channel.fd < 0)
 		return -EPIPE;
-	if (moat_vu_conn_room(&c->channel) &&
-	    !moat_vu_conn_send(&c->channel, request, MOAT_VU_F_REPLY, &status,
-			       sizeof(status), NULL, 0))
+	if (moat_vu_conn_room(&c->channel))
+		ret = moat_vu_conn_send(&c->channel, request, MOAT_VU_F_REPLY,
+					&status, sizeof(status), NULL, 0);
+	if (!ret)
 		return 0;
-	log_err(c->log, "backend does not read its request channel: closed");
+	if (!hung_up(ret))
+		log_err(c->log,
+			"backend does not read its request channel: closed");
 	close_channel(c);
 	return -EPIPE;
 }
@@ -455,7 +466,7 @@ int moat_vu_client_channel(struct moat_vu_client *c)
 	if (!ret)
 		return 0;
 	if (ret < 0) {
-		if (ret != -EPIPE)
+		if (!hung_up(ret))
 			log_err(c->log, "backend's request channel: %s; closed",
 				strerror(-ret));
 		close_channel(c);
