@@ -11,14 +11,14 @@ import sys
 import pytest
 
 import fuse
+from dax_guest import READ, SIZE, WRITE, DaxGuest, pattern
 from fuse import ROOT, fails
 from guard import Guard
 from share import until
-from test_dax import READ, SIZE, WRITE, pattern
 from window import PAGE, UNMAP, Window
 
 
-class Dax:
+class Dax(DaxGuest):
     """A guest, its VMM's window, a guard, and moat-fs, again and again."""
 
     def __init__(self, keep, folder, build, *options):
@@ -39,20 +39,8 @@ class Dax:
         self.fs = keep(fuse.Fs(self.guard.path))
         self.window = keep(Window(self.fs.vmm, SIZE))
 
-    def make(self, name, data):
-        with open(f"{self.dir}/{name}", "wb") as f:
-            f.write(data)
-        return self.fs.lookup(ROOT, name).nodeid
-
-    def host(self, name):
-        with open(f"{self.dir}/{name}", "rb") as f:
-            return f.read()
-
     def setup(self, node, foffset, length, at, flags=READ | WRITE):
-        self.fs.setupmapping(node, 2 ** 64 - 1, foffset, length, at, flags)
-
-    def remove(self, *pairs):
-        self.fs.removemapping(ROOT, pairs)
+        super().setup(node, foffset, length, at, flags)
 
     def kill(self):
         """moat-fs; the next one has begun."""
@@ -71,12 +59,7 @@ class Dax:
         return self.window.pages() == {n * PAGE for n in numbers}
 
     def fine(self):
-        node = self.make("works", pattern(9, 5000))
-        self.setup(node, 0, 2 * PAGE, SIZE - 2 * PAGE)
-        assert self.window.read(SIZE - 2 * PAGE, 5000) == pattern(9, 5000)
-        self.remove((SIZE - 2 * PAGE, 2 * PAGE))
-        assert not self.window.covered(SIZE - PAGE)
-        assert not self.window.errors, self.window.errors
+        self.maps()
         assert self.guard.alive()
         assert not self.guard.sanitizer_output()
 

@@ -181,7 +181,8 @@ static void begin(struct world *w, uint32_t i, uint64_t owner, uint32_t type)
 			 FS_LATER);
 }
 
-static int result(struct world *w, uint32_t i)
+/* That of the two which is done. */
+static uint32_t either(const struct world *w, uint32_t i, uint32_t j)
 {
 	struct timespec at;
 	int ret = 0;
@@ -189,11 +190,18 @@ static int result(struct world *w, uint32_t i)
 	clock_gettime(CLOCK_REALTIME, &at);
 	at.tv_sec += DEADLINE_S;
 	pthread_mutex_lock(&done_lock);
-	while (!w->asks[i].done && !ret)
+	while (!w->asks[i].done && !w->asks[j].done && !ret)
 		ret = pthread_cond_timedwait(&done_cond, &done_lock, &at);
+	if (!w->asks[i].done)
+		i = j;
 	pthread_mutex_unlock(&done_lock);
 	assert_int_equal(ret, 0);
-	return w->asks[i].error;
+	return i;
+}
+
+static int result(const struct world *w, uint32_t i)
+{
+	return w->asks[either(w, i, i)].error;
 }
 
 static bool is_done(struct world *w, uint32_t i)
@@ -204,22 +212,6 @@ static bool is_done(struct world *w, uint32_t i)
 	done = w->asks[i].done;
 	pthread_mutex_unlock(&done_lock);
 	return done;
-}
-
-/* That of the two which is done. */
-static uint32_t either(struct world *w, uint32_t i, uint32_t j)
-{
-	struct timespec at;
-	int ret = 0;
-
-	clock_gettime(CLOCK_REALTIME, &at);
-	at.tv_sec += DEADLINE_S;
-	pthread_mutex_lock(&done_lock);
-	while (!w->asks[i].done && !w->asks[j].done && !ret)
-		ret = pthread_cond_timedwait(&done_cond, &done_lock, &at);
-	pthread_mutex_unlock(&done_lock);
-	assert_int_equal(ret, 0);
-	return is_done(w, i) ? i : j;
 }
 
 /* What another process gets: 0 or a negative errno. */

@@ -280,9 +280,8 @@ void blk_reset(void *dev)
 {
 	struct blk_disk *d = dev;
 
-	d->accepted = 0;
 	d->config.wce = d->wce_start;
-	update_cache(d);
+	blk_accepted(d, 0);
 }
 
 void blk_get_config(void *dev, uint32_t offset, void *buf, uint32_t len)

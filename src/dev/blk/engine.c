@@ -168,8 +168,6 @@ static void submit(struct engine *e)
 	}
 }
 
-static bool reap(struct engine *e);
-
 /* Did it help? */
 static void shared_is_done(struct engine *e)
 {
@@ -195,11 +193,6 @@ static void share(struct engine *e, struct blk_req *r)
 {
 	if (!may_share(e, r))
 		return;
-	/* A driver that keeps up has more before we are polled. */
-	if (e->shared) {
-		submit(e);
-		reap(e);
-	}
 	if (e->shared) {
 		e->beside++;
 	} else if (e->pause) {
@@ -250,8 +243,16 @@ static bool reap(struct engine *e)
 
 void blk_request(void *dev, void *worker, struct moat_request *req)
 {
-	if (blk_plan(dev, req))
-		start(worker, req->data);
+	struct engine *e = worker;
+
+	if (!blk_plan(dev, req))
+		return;
+	/* A driver that keeps up has more before we are polled. */
+	if (e->shared && may_share(e, req->data)) {
+		submit(e);
+		reap(e);
+	}
+	start(e, req->data);
 }
 
 bool blk_worker_poll(void *dev, void *worker)

@@ -89,17 +89,29 @@ static void shrink(struct fs_dax *d)
 			d->behind = true;
 }
 
+/* Of this file nothing more in this round. */
+static void skip(struct fs_dax *d, const struct fs_node *node)
+{
+	for (uint32_t i = 0; i < d->nranges; i++)
+		d->ranges[i].cut |= d->ranges[i].node == node;
+}
+
 /* What was cut off is there again: see dax.h. */
 static void show_again(struct fs_dax *d)
 {
 	for (uint32_t i = 0; i < d->nranges; i++) {
 		struct fs_range *r = &d->ranges[i];
+		int ret = 0;
 
 		if (!r->known || r->cut)
 			continue;
-		if (r->size > shown(r->node) &&
-		    fs_dax_show(d, r->node, r->size) == -EAGAIN)
+		if (r->size > shown(r->node))
+			ret = fs_dax_show(d, r->node, r->size);
+		if (ret == -EAGAIN)
 			return;
+		/* Else each of its ranges would try all of them. */
+		if (ret)
+			skip(d, r->node);
 		if (shown(r->node) >= r->known)
 			r->known = 0;
 	}
