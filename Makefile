@@ -4,7 +4,7 @@ PYTHON := /usr/bin/python3
 
 help:
 	@echo "make demo      a guest with a disk, unguarded and guarded: what the"
-	@echo "               disk's process can read of it (under a minute)"
+	@echo "               disk's process can read of it (a minute)"
 	@echo "make test      unit, lint, audit, hostile and end-to-end tests, with"
 	@echo "               user-mode Linux and Debian 12's QEMU (some minutes)"
 	@echo "make test-all  those, and the tests against newer peers: QEMU 11,"

@@ -453,6 +453,27 @@ def test_malformed_backend_request_stays_at_the_guard(scene, witness, send):
         one_line(scene, mark)
 
 
+def test_a_request_channel_that_ends_with_answers_unread_is_no_error(
+        scene, witness):
+    """As when a backend is killed: only that it is gone is worth a line."""
+    vmm = scene.running(queues=2)
+    mark = len(scene.guard.lines)
+    session = scene.device.session
+    vu.send_msg(session.channel, 99, b"", flags=VERSION | NEED_REPLY)
+    vu.wait_readable(session.channel, vu.deadline_in(vu.PATIENCE))
+
+    def end():
+        session.channel.close()
+        session.channel = None
+
+    scene.device.run(end)
+    for queue in vmm.queues:
+        queue.echo()
+    one_line(scene, mark, "request 99 .* is not allowed")
+    vmm.close()
+    rest_is_fine(scene, witness, vmm.ram)
+
+
 def test_config_change_is_held_back_until_the_driver_started(scene, witness):
     vmm = scene.vmm()
     vmm.negotiate()
