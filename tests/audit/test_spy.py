@@ -77,7 +77,8 @@ def test_it_finds_what_lies_across_its_own_chunks(scene):
     for at in places:
         os.pwrite(ram, SECRET, at)
     _, report = scene.spy(scene.actor([ram]), HEX, "--no-private")
-    assert report["objects"][0]["matches"] == places
+    found, = (o for o in report["objects"] if o["match_count"])
+    assert found["matches"] == places
 
 
 def test_it_finds_a_pattern_that_ends_in_a_hole(scene):
@@ -87,7 +88,8 @@ def test_it_finds_a_pattern_that_ends_in_a_hole(scene):
     status, report = scene.spy(scene.actor([ram]), pattern.hex(),
                                "--no-private")
     assert status == 0
-    assert report["objects"][0]["matches"] == [4096 - 10]
+    found, = (o for o in report["objects"] if o["match_count"])
+    assert found["matches"] == [4096 - 10]
 
 
 def test_holes_cost_no_time(scene):
