@@ -116,7 +116,8 @@ class UserModeLinux(Guest):
         # Makes it run on processors that are newer than it; see the source.
         shim = os.path.join(build_dir(), "tests/e2e/uml-xstate.so")
         super().__init__(argv, "user-mode Linux",
-                         env={"LD_PRELOAD": shim})
+                         # Its memory is there unless it is told otherwise.
+                         env={"LD_PRELOAD": shim, "TMPDIR": "/dev/shm"})
 
     def kill(self):
         super().kill()
