@@ -8,6 +8,7 @@ polls.  Deadlines are generous, as machines are shared; they are for hangs.
 """
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -105,19 +106,26 @@ class Process:
         self._reader.start()
 
     def _read(self):
-        while True:
+        there = select.poll()
+        there.register(self._socket, select.POLLIN)
+        while not self._done:
+            there.poll()
+            with self._news:
+                self._take()
+                self._news.notify_all()
+
+    def _take(self):
+        """What it has said to this moment."""
+        while not self._done:
             try:
-                data = self._socket.recv(65536)
+                data = self._socket.recv(65536, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
             except OSError:
                 data = b""
-            with self._news:
-                if not data:
-                    self._done = True
-                self._heard = time.monotonic()
-                self._log += data.decode("utf-8", "replace").replace("\r", "")
-                self._news.notify_all()
-            if not data:
-                return
+            self._done = not data
+            self._heard = time.monotonic()
+            self._log += data.decode("utf-8", "replace").replace("\r", "")
 
     @property
     def pid(self):
@@ -126,6 +134,7 @@ class Process:
     @property
     def log(self):
         with self._news:
+            self._take()
             return self._log
 
     def write(self, text):
@@ -185,6 +194,9 @@ class Process:
         except ProcessLookupError:
             pass
         self._popen.wait(DEADLINE)
+        if self._reader.is_alive():  # what it started may have escaped
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._reader.join(5)
         self._socket.close()
 
     def __enter__(self):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -55,12 +56,15 @@ class Guard:
 
     def _start(self, build, argv, pass_fds=(), listens=True):
         self.build = build
-        self.lines = []
+        self._lines = []
+        self._begun = b""  # of a line whose end is not there
+        self._ended = False
         self._cond = threading.Condition()
         env = dict(os.environ, **build.env)
         self.process = subprocess.Popen(
             argv, pass_fds=pass_fds, stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL, env=env, text=True, errors="replace")
+            stdin=subprocess.DEVNULL, env=env)
+        os.set_blocking(self.process.stderr.fileno(), False)
         self.pid = self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -68,14 +72,36 @@ class Guard:
             self.wait_line("listening on")
 
     def _read(self):
-        for line in self.process.stderr:
+        """So that it never waits for room to log, and wait_line() hears."""
+        there = select.poll()
+        there.register(self.process.stderr, select.POLLIN)
+        while not self._ended:
+            there.poll()
             with self._cond:
-                self.lines.append(line.rstrip("\n"))
+                self._take()
                 self._cond.notify_all()
-        with self._cond:
-            self._cond.notify_all()
+
+    def _take(self):
+        while not self._ended:
+            try:
+                data = os.read(self.process.stderr.fileno(), 1 << 16)
+            except BlockingIOError:
+                return
+            *lines, self._begun = (self._begun + data).split(b"\n")
+            if not data:
+                self._ended = True
+                lines = [self._begun] if self._begun else []
+            self._lines += [line.decode(errors="replace") for line in lines]
 
     # -- log
+
+    @property
+    def lines(self):
+        """What it has logged, to this moment: also what no thread of ours
+        has read. What it did after it logged is seen after its line, so."""
+        with self._cond:
+            self._take()
+            return list(self._lines)
 
     def find(self, text, since=0):
         return [line for line in self.lines[since:] if re.search(text, line)]
