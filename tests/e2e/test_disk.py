@@ -20,7 +20,10 @@ DISKS = {"guarded": (None, True, False), "moat-blk": (MoatBlk, False, False),
          "moat-blk-packed-guarded": (MoatBlk, True, True)}
 
 
-ALWAYS = ("guarded", "moat-blk-guarded")
+def param(name, value, always):
+    """What is not in @always is left to `make test-all`."""
+    return pytest.param(value, id=name, marks=[] if name in always
+                        else [pytest.mark.additional])
 
 
 def kinds():
@@ -28,9 +31,9 @@ def kinds():
     for disk, (_, _, packed) in DISKS.items():
         for vmm in VMMS:
             if vmm == "qemu" or not packed:
-                yield pytest.param(
-                    (vmm, disk), id=f"{vmm}-{disk}",
-                    marks=[] if disk in ALWAYS else [pytest.mark.additional])
+                yield param(f"{vmm}-{disk}", (vmm, disk),
+                            ["uml-guarded", "uml-moat-blk-guarded",
+                             "qemu-moat-blk-guarded"])
 
 
 @pytest.fixture(scope="module", params=kinds())
@@ -128,7 +131,9 @@ def test_a_flush_reaches_the_disk_and_its_status_the_guest(machine):
         assert status != 0 and "error" in output, output
 
 
-@pytest.mark.parametrize("disk", DISKS)
+@pytest.mark.parametrize("disk", [
+    param(disk, disk, ["guarded", "moat-blk-packed-guarded"])
+    for disk in DISKS])
 def test_two_queues_carry_requests_where_the_driver_asks_for_them(disk):
     backend, guarded, packed = DISKS[disk]
     with Machine("qemu", guarded, queues=2, backend=backend,

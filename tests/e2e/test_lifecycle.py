@@ -35,7 +35,8 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("vmm", VMMS)
+@pytest.mark.parametrize("vmm", [
+    "uml", pytest.param("qemu", marks=pytest.mark.additional)])
 def test_vmms_come_and_go_at_the_same_guard(vmm):
     with Machine(vmm, boot=False) as m:
         wanted = m.fill(0, 4 * MIB)
