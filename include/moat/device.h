@@ -132,6 +132,10 @@ uint32_t moat_iov_cut(struct iovec **iov, uint32_t n, uint64_t len);
  * @worker_stop: the worker thread ends, with no requests outstanding; may be
  *	NULL
  * @request: a request has come. It is done now or later, from @worker_poll
+ * @resumed: a queue goes on where a backend before this one was cut off (by its
+ *	in-flight record), and the driver knows nothing of that: what it told
+ *	that one in config space is not repeated. Before the first request; on a
+ *	worker thread, while the control thread waits; may be NULL
  * @reset: the driver forgets all it agreed with the device, or another comes;
  *	control thread; queues are stopped; may be NULL
  * @left: the front-end has gone, and the guest with it, where a reset may be a
@@ -166,6 +170,7 @@ struct moat_device_ops {
 			      uint32_t n);
 	void (*worker_stop)(void *dev, void *worker);
 	void (*request)(void *dev, void *worker, struct moat_request *req);
+	void (*resumed)(void *dev);
 	void (*reset)(void *dev);
 	void (*left)(void *dev);
 	void (*reload)(void *dev, struct moat_device *device);

@@ -46,12 +46,13 @@ class Flying:
 class Driver:
     """Keeps up to NUM/4 requests in flight, over any number of backends."""
 
-    def __init__(self, number, stable_writes=False, ring=0):
+    def __init__(self, number, stable_writes=False, ring=0, kinds=KINDS):
         """@stable_writes: what is acknowledged is stable without a flush.
         @ring: the bit of packed rings, or 0 for split ones."""
         self.rng = random.Random(number)
         self.stable_writes = stable_writes
         self.ring = ring
+        self.kinds = kinds
         self.versions = {b: [ZERO] for b in range(BLOCKS)}
         self.flying = {}    # head -> Flying
         self.done = dict.fromkeys(KINDS, 0)
@@ -61,7 +62,7 @@ class Driver:
 
     # -- connections
 
-    def connect(self, path, again=True):
+    def connect(self, path, again=True, enabled_first=False):
         """To a backend; @again: the guest is as it was, and QEMU hands its
         in-flight records over.  Otherwise the guest starts as well."""
         old = self.vmm if again else None
@@ -96,7 +97,9 @@ class Driver:
                 fresh.ram.device_may_write(data, MOST * BLOCK)
                 fresh.ram.device_may_write(status, 1)
         self.vmm, self.queue = fresh, queue
-        queue.start()
+        if enabled_first:
+            assert not fresh.fe.set_vring_enable(0, 1)
+        queue.start(enable=not enabled_first)
         fresh.driver_ok()
         queue.kick()
 
@@ -141,7 +144,7 @@ class Driver:
 
     def post(self):
         slot = self.slots.pop()
-        kind = self.rng.choice(KINDS)
+        kind = self.rng.choice(self.kinds)
         ram = self.queue.ram
         header, at, status = self.buffers[slot]
         f = Flying(kind, slot)

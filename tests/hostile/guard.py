@@ -197,14 +197,16 @@ class Guard:
 class Blk(Guard):
     """moat-blk on a file, listening at @folder/b."""
 
-    def __init__(self, build, folder, image, *options, name="b", under=()):
+    def __init__(self, build, folder, image, *options, name="b", under=(),
+                 listens=True):
         """@under: the command that starts it."""
         self.path = f"{folder}/{name}"
         program = build.program.replace("src/cmd/moat", "src/dev/blk/moat-blk")
         # The sanitizers do not bear the sandbox; else the strictest is tested.
         sandbox = [o for o in build.options if o == "--sandbox=none"]
         self._start(build, [*under, program, f"--socket-path={self.path}",
-                            f"--blk-file={image}", *sandbox, *options])
+                            f"--blk-file={image}", *sandbox, *options],
+                    listens=listens)
 
 
 class MoatFs(Guard):

@@ -55,6 +55,29 @@ def test_no_acknowledged_write_is_lost_when_it_is_killed(
     driver.vmm.ram.check()
 
 
+@BOTH
+@pytest.mark.parametrize("enabled_first", [True, False])
+def test_a_call_that_was_not_made_any_more_is_made_by_the_next(
+        keep, folder, plain, ring, enabled_first):
+    """Killed when the ring showed the last requests, and nobody knew."""
+    image = f"{folder}/disk"
+    with open(image, "wb") as f:
+        f.truncate(BLOCK * BLOCKS)
+    driver = keep(Driver(2, ring=ring))
+    blk = keep(Blk(plain, folder, image))
+    driver.connect(blk.path)
+    driver.work(10)
+    driver.drain()
+    blk.process.kill()
+    vu.wait_readable(driver.vmm.fe.sock, vu.deadline_in(10))
+    blk.wait()
+    while driver.queue.drain_call():    # as if it had not been made
+        pass
+    blk = keep(Blk(plain, folder, image))
+    driver.connect(blk.path, enabled_first=enabled_first)
+    vu.wait_readable(driver.queue.call_fd, vu.deadline_in(10))
+
+
 # (ring, offset, value) of what a record may not say.
 NONSENSE = {
     "version": (0, 8, 7), "split_size": (0, 10, 32), "batch": (0, 12, 0xffff),

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -104,6 +105,29 @@ def test_a_frontend_is_refused_what_it_may_not_ask(keep, folder, plain,
     assert fe.get_vring_base(0) == 0
     assert fe.set_vring_num(0, 63)
     assert fe.set_vring_base(0, 0x10000)
+
+
+@pytest.mark.parametrize("how", ["reset_device", "set_status"])
+def test_a_reset_disables_queues(keep, folder, plain, installed, how):
+    """vhost-user, RESET_DEVICE; a kick alone starts no queue, then."""
+    rng = keep(Rng(plain, folder, installed[1]))
+    vmm = keep(Vmm.connect(rng.path)).setup(queues=1)
+    queue, = vmm.queues
+    assert len(bytes_of(vmm, 64)) == 64
+    assert not (vmm.fe.set_status(0) if how == "set_status"
+                else vmm.fe.reset_device())
+    assert not vmm.fe.set_features(vmm.features)
+    queue.make_ring(0)
+    queue.start(enable=False)
+    at = vmm.ram.alloc(64)
+    vmm.ram.device_may_write(at, 64)
+    queue.ring.add([(at, 64, WRITE)])
+    queue.publish()
+    queue.kick()
+    time.sleep(0.1)     # there is no sign of what must not come
+    assert not queue.ring.reap()
+    assert not vmm.fe.set_vring_enable(0, 1)
+    assert len(queue.wait_used()) == 1
 
 
 def stop_process(pid):

@@ -41,6 +41,7 @@ struct blk_disk {
 	char serial[VIRTIO_BLK_ID_BYTES];
 	uint64_t capacity;  /* sectors; atomic: workers look at it */
 	bool write_through; /* atomic: as the driver chose */
+	bool in_doubt;	    /* what it chose: write through; atomic */
 	bool wce_start;	    /* write cache as --cache= says */
 	uint64_t accepted;  /* features */
 	bool in_order;	    /* requests are to be done so; atomic */
@@ -71,7 +72,9 @@ bool blk_disk_reload(struct blk_disk *disk);
 
 uint64_t blk_features(void *dev);
 void blk_accepted(void *dev, uint64_t features);
+void blk_resumed(void *dev);
 void blk_reset(void *dev);
+void blk_left(void *dev);
 void blk_get_config(void *dev, uint32_t offset, void *buf, uint32_t len);
 int blk_set_config(void *dev, uint32_t offset, const void *buf, uint32_t len);
 
@@ -97,6 +100,7 @@ struct blk_req {
 	uint32_t type;	      /* VIRTIO_BLK_T_... */
 	enum blk_step step;
 	bool direct;	   /* through direct_fd */
+	bool copied;	   /* and through memory that it takes */
 	bool durable;	   /* before it is done */
 	struct iovec *iov; /* what is left to be moved */
 	uint32_t niov;

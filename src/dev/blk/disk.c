@@ -40,8 +40,9 @@ static int lock(const struct blk_disk *d, const char *path)
 			return say(d, path, "can not be locked", errno);
 		if (i == LOCK_TRIES)
 			return say(d, path,
-				   "another process has it locked; end that "
-				   "first",
+				   "another process has it locked, or I/O of "
+				   "one that was killed is under way; end that "
+				   "process, or wait",
 				   EWOULDBLOCK);
 		nanosleep(&pause, NULL);
 	}
@@ -61,10 +62,18 @@ static int size_of(const struct blk_disk *d, uint64_t *bytes)
 	return 0;
 }
 
-/* What O_DIRECT needs here; without the kernel's word, a page for both. */
+/*
+ * What O_DIRECT needs here; without the kernel's word, a page for both.
+ *
+ * What is not aligned for it goes through the page cache, which would write an
+ * old neighbour over what went past it: they must not share a page. With 512
+ * bytes all offsets are aligned, and memory that is not is copied.
+ */
 static void ask_alignment(struct blk_disk *d, const char *path)
 {
-	d->mem_align = d->off_align = 4096;
+	const uint32_t page = (uint32_t)sysconf(_SC_PAGESIZE);
+
+	d->mem_align = d->off_align = page;
 #ifdef STATX_DIOALIGN
 	struct statx sx;
 
@@ -81,14 +90,23 @@ static void ask_alignment(struct blk_disk *d, const char *path)
 	if (d->is_device && !ioctl(d->fd, BLKSSZGET, &sector))
 		d->mem_align = d->off_align = sector;
 #endif
+	if (d->off_align > BLK_SECTOR && d->off_align < page)
+		d->off_align = page;
 }
 
 static void open_direct(struct blk_disk *d, const struct blk_options *opt)
 {
 	if (opt->cache != BLK_NONE && opt->cache != BLK_DIRECTSYNC)
 		return;
-	d->direct_fd = open(opt->path, (d->read_only ? O_RDONLY : O_RDWR) |
-					       O_DIRECT | O_CLOEXEC);
+	/*
+	 * A read past the page cache can outlive a process that is killed, and
+	 * land in memory that the guest was given back by the next one. The
+	 * lock of a writable disk outlives it, too, and keeps that one waiting;
+	 * one for reading does not.
+	 */
+	if (d->read_only)
+		return;
+	d->direct_fd = open(opt->path, O_RDWR | O_DIRECT | O_CLOEXEC);
 	if (d->direct_fd < 0)
 		moat_device_log(d->log, MOAT_DEVICE_WARNING,
 				"%s: no O_DIRECT here: %s; the page cache is "
@@ -205,7 +223,7 @@ int blk_disk_open(struct blk_disk *d, const struct blk_options *opt)
 				opt->path, bytes);
 	set_size(d, bytes);
 	make_config(d, opt);
-	blk_reset(d);
+	blk_left(d);
 	return 0;
 }
 
@@ -253,17 +271,18 @@ uint64_t blk_features(void *dev)
 }
 
 /*
- * virtio 1.4, 5.2.6.2: a driver that knows neither of these expects each write
- * to be stable when it is done.
+ * virtio 1.4, 5.2.5.2 and 5.2.6.2: a driver that can not flush expects each
+ * write to be stable when it is done.
  */
+static bool can_flush(const struct blk_disk *d)
+{
+	return d->accepted & BIT(VIRTIO_BLK_F_FLUSH);
+}
+
 static void update_cache(struct blk_disk *d)
 {
-	bool cached = d->config.wce;
-
-	if (!(d->accepted &
-	      (BIT(VIRTIO_BLK_F_FLUSH) | BIT(VIRTIO_BLK_F_CONFIG_WCE))))
-		cached = false;
-	__atomic_store_n(&d->write_through, !cached, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->write_through, !can_flush(d) || !d->config.wce,
+			 __ATOMIC_RELAXED);
 }
 
 void blk_accepted(void *dev, uint64_t features)
@@ -276,21 +295,52 @@ void blk_accepted(void *dev, uint64_t features)
 	update_cache(d);
 }
 
+/*
+ * The driver may have chosen "write through" when another process was here: it
+ * sends no flush then, and front-ends do not repeat what it chose. Its first
+ * flush shows that it did not.
+ */
+void blk_resumed(void *dev)
+{
+	struct blk_disk *d = dev;
+
+	if (!(d->accepted & BIT(VIRTIO_BLK_F_CONFIG_WCE)) ||
+	    __atomic_load_n(&d->write_through, __ATOMIC_RELAXED) ||
+	    __atomic_exchange_n(&d->in_doubt, true, __ATOMIC_RELAXED))
+		return;
+	moat_device_log(d->log, MOAT_DEVICE_INFO,
+			"goes on after a restart: each write is flushed until "
+			"the guest flushes for the first time");
+}
+
+/*
+ * The choice of write cache stays: the front-end has it still, and shows it to
+ * the next driver; QEMU resets a device even for a pause.
+ */
 void blk_reset(void *dev)
+{
+	blk_accepted(dev, 0);
+}
+
+void blk_left(void *dev)
 {
 	struct blk_disk *d = dev;
 
 	d->config.wce = d->wce_start;
-	blk_accepted(d, 0);
+	__atomic_store_n(&d->in_doubt, false, __ATOMIC_RELAXED);
+	update_cache(d);
 }
 
 void blk_get_config(void *dev, uint32_t offset, void *buf, uint32_t len)
 {
 	const struct blk_disk *d = dev;
-	uint32_t size = sizeof(d->config);
+	struct virtio_blk_config c = d->config;
+	uint32_t size = sizeof(c);
 
+	if (d->accepted && !can_flush(d))
+		c.wce = 0;
 	if (offset < size)
-		memcpy(buf, (const uint8_t *)&d->config + offset,
+		memcpy(buf, (const uint8_t *)&c + offset,
 		       len < size - offset ? len : size - offset);
 }
 
@@ -304,6 +354,7 @@ int blk_set_config(void *dev, uint32_t offset, const void *buf, uint32_t len)
 	    !(d->accepted & BIT(VIRTIO_BLK_F_CONFIG_WCE)))
 		return -EINVAL;
 	d->config.wce = *(const uint8_t *)buf & 1;
+	__atomic_store_n(&d->in_doubt, false, __ATOMIC_RELAXED);
 	update_cache(d);
 	return 0;
 }

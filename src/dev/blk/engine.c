@@ -33,12 +33,15 @@
 #define PAUSE_MIN 16u
 #define PAUSE_MAX 4096u
 
+#define COPY_BYTES (256u << 10) /* at a time; kept by each worker, if used */
+
 enum { BUFFERED, DIRECT }; /* registered files */
 
 struct engine {
 	struct blk_disk *disk;
 	struct io_uring ring;
 	bool has_ring;
+	uint8_t *copy;		     /* COPY_BYTES that O_DIRECT takes */
 	struct blk_buffers *buffers; /* NULL: none are registered */
 	struct blk_req *shared;	     /* that another thread has */
 	uint32_t large;		     /* reads since the last poll ... */
@@ -85,6 +88,19 @@ static int now(const struct blk_disk *d, const struct blk_req *r)
 			      at, len);
 		break;
 	}
+	return n < 0 ? -errno : (int)n;
+}
+
+/* Its memory is not aligned as O_DIRECT needs it; of drivers that is rare. */
+static int copy_out(struct engine *e, const struct blk_req *r)
+{
+	struct iovec copy = { e->copy, COPY_BYTES };
+	ssize_t n;
+
+	copy.iov_len = moat_iov_read(r->iov, r->niov, 0, e->copy,
+				     r->len < COPY_BYTES ? (size_t)r->len
+							 : COPY_BYTES);
+	n = pwritev(e->disk->direct_fd, &copy, 1, (off_t)r->offset);
 	return n < 0 ? -errno : (int)n;
 }
 
@@ -206,6 +222,9 @@ static void share(struct engine *e, struct blk_req *r)
 static void start(struct engine *e, struct blk_req *r)
 {
 	share(e, r);
+	while (r->copied)
+		if (!blk_result(e->disk, r, copy_out(e, r)))
+			return;
 	if (e->disk->in_memory && r != e->shared) {
 		while (blk_result(e->disk, r, now(e->disk, r)))
 			;
@@ -388,22 +407,30 @@ void blk_worker_memory(void *dev, void *worker, const struct iovec *iov,
 int blk_worker_start(void *dev, void **worker, int *fd)
 {
 	struct engine *e = calloc(1, sizeof(*e));
+	const struct blk_disk *d = dev;
+	size_t align = d->mem_align > 4096 ? d->mem_align : 4096;
 	int ret = 0;
 
 	if (!e)
 		return -ENOMEM;
 	e->disk = dev;
 	e->last = &e->waiting;
-	if (!e->disk->sync)
+	if (d->direct_fd >= 0 &&
+	    posix_memalign((void **)&e->copy, align, COPY_BYTES)) {
+		free(e);
+		return -ENOMEM;
+	}
+	if (!d->sync)
 		ret = open_ring(e);
-	e->has_ring = !e->disk->sync && !ret;
+	e->has_ring = !d->sync && !ret;
 	/* Without one, all is done here. */
-	if (ret && !e->disk->in_memory) {
-		moat_device_log(e->disk->log, MOAT_DEVICE_ERROR,
+	if (ret && !d->in_memory) {
+		moat_device_log(d->log, MOAT_DEVICE_ERROR,
 				"no io_uring here: %s; --engine=sync does "
 				"without",
 				strerror(-ret));
 		free(e->buffers);
+		free(e->copy);
 		free(e);
 		return ret;
 	}
@@ -420,5 +447,6 @@ void blk_worker_stop(void *dev, void *worker)
 	if (e->has_ring)
 		io_uring_queue_exit(&e->ring);
 	free(e->buffers);
+	free(e->copy);
 	free(e);
 }

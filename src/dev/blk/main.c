@@ -179,7 +179,9 @@ static const struct moat_device_ops ops = {
 	.worker_memory = blk_worker_memory,
 	.worker_stop = blk_worker_stop,
 	.request = blk_request,
+	.resumed = blk_resumed,
 	.reset = blk_reset,
+	.left = blk_left,
 	.reload = reload,
 };
 

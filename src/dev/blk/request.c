@@ -44,7 +44,8 @@ static bool unsupported(struct blk_disk *d, struct blk_req *r, const char *what,
 
 static bool write_through(const struct blk_disk *d)
 {
-	return __atomic_load_n(&d->write_through, __ATOMIC_RELAXED);
+	return __atomic_load_n(&d->write_through, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&d->in_doubt, __ATOMIC_RELAXED);
 }
 
 static bool in_disk(const struct blk_disk *d, uint64_t sector, uint64_t n)
@@ -56,15 +57,27 @@ static bool in_disk(const struct blk_disk *d, uint64_t sector, uint64_t n)
 
 /* ---- reads and writes ---- */
 
-static bool is_aligned(const struct blk_disk *d, const struct blk_req *r)
+static bool memory_aligned(const struct blk_disk *d, const struct blk_req *r)
 {
-	if ((r->offset | r->len) & (d->off_align - 1))
-		return false;
 	for (uint32_t i = 0; i < r->niov; i++)
 		if (((uintptr_t)r->iov[i].iov_base | r->iov[i].iov_len) &
 		    (d->mem_align - 1))
 			return false;
 	return true;
+}
+
+/*
+ * Past the page cache, if @direct and aligned. A write whose memory alone is
+ * not aligned is copied; see ask_alignment().
+ */
+static void choose_way(const struct blk_disk *d, struct blk_req *r, bool direct)
+{
+	r->direct = direct && !((r->offset | r->len) & (d->off_align - 1));
+	r->copied = false;
+	if (!r->direct || memory_aligned(d, r))
+		return;
+	r->copied = r->step == BLK_WRITE;
+	r->direct = r->copied;
 }
 
 static bool plan_data(struct blk_disk *d, struct blk_req *r, uint64_t sector)
@@ -78,7 +91,7 @@ static bool plan_data(struct blk_disk *d, struct blk_req *r, uint64_t sector)
 	if (!r->len)
 		return done(r, VIRTIO_BLK_S_OK);
 	r->offset = sector * BLK_SECTOR;
-	r->direct = d->direct_fd >= 0 && is_aligned(d, r);
+	choose_way(d, r, d->direct_fd >= 0);
 	return true;
 }
 
@@ -120,7 +133,6 @@ static void write_zeroes(const struct blk_disk *d, struct blk_req *r)
 	uint64_t left = range->len;
 
 	r->step = BLK_WRITE;
-	r->direct = false;
 	r->iov = r->zeroes;
 	r->niov = 0;
 	r->offset = range->offset;
@@ -135,6 +147,7 @@ static void write_zeroes(const struct blk_disk *d, struct blk_req *r)
 	}
 	range->offset += r->len;
 	range->len = left;
+	choose_way(d, r, d->direct_fd >= 0);
 }
 
 /* The step for the range at hand; false when there is none left. */
@@ -209,9 +222,10 @@ static bool plan_ranges(struct blk_disk *d, struct blk_req *r, uint64_t sector)
 
 static bool plan_flush(struct blk_disk *d, struct blk_req *r, uint64_t sector)
 {
-	(void)d;
 	(void)sector;
 	r->step = BLK_SYNC;
+	if (__atomic_load_n(&d->in_doubt, __ATOMIC_RELAXED))
+		__atomic_store_n(&d->in_doubt, false, __ATOMIC_RELAXED);
 	return true;
 }
 
@@ -298,6 +312,7 @@ static bool fail(struct blk_disk *d, struct blk_req *r, int err)
 /* After the data, or a range: the next range, the flush, or the end. */
 static bool go_on(struct blk_disk *d, struct blk_req *r)
 {
+	r->copied = false;
 	if (r->nranges && next_range(d, r))
 		return true;
 	if (r->durable) {
@@ -318,7 +333,7 @@ static bool moved(struct blk_disk *d, struct blk_req *r, uint64_t n)
 		r->niov = moat_iov_cut(&r->iov, r->niov, n);
 		r->offset += n;
 		r->len -= n;
-		r->direct = r->direct && is_aligned(d, r);
+		choose_way(d, r, r->direct);
 		return true;
 	}
 	return go_on(d, r);
@@ -331,7 +346,7 @@ bool blk_result(struct blk_disk *d, struct blk_req *r, int res)
 	if (r->step == BLK_READ || r->step == BLK_WRITE) {
 		/* The file system refuses what it said it would take. */
 		if (res == -EINVAL && r->direct) {
-			r->direct = false;
+			r->direct = r->copied = false;
 			return true;
 		}
 		return res < 0 ? fail(d, r, -res) : moved(d, r, (uint64_t)res);

@@ -161,6 +161,7 @@ int moat_inflight_open(struct moat_inflight *f, uint32_t index,
 		return ret;
 	q->record = record_of(f, index);
 	version = moat_rec_get16(q->record + R_VERSION);
+	q->old = version;
 	if (version)
 		return version == 1 && moat_rec_get16(q->record + R_DESC_NUM) ==
 					       q->num

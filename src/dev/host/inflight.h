@@ -43,6 +43,7 @@ struct moat_inflight_queue {
 	uint8_t *record; /* NULL: not tracked */
 	uint16_t num;
 	bool packed;
+	bool old; /* a backend that was here before has left it */
 	uint64_t counter;
 	uint16_t used; /* where the used ring stands: index; packed: position */
 	uint16_t *batch; /* [num] pushed: heads; packed: entries */

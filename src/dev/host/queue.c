@@ -382,6 +382,7 @@ static int watch_kick(struct moat_queue *q)
 static int start_on_worker(struct moat_queue *q, void *arg)
 {
 	const struct moat_vring *ring = arg;
+	const struct moat_device_ops *ops = q->device->config->ops;
 	uint16_t *begun = calloc(q->num, sizeof(*begun));
 	int n = begun ? queue_alloc(q) : -ENOMEM;
 
@@ -399,6 +400,8 @@ static int start_on_worker(struct moat_queue *q, void *arg)
 		q->outstanding = q->npushed = 0;
 		q->said_broken = q->call_blocks = false;
 		q->broken_why = NULL;
+		if (q->inflight.old && ops->resumed)
+			ops->resumed(q->device->config->dev);
 		n = resume(q, begun, n);
 	}
 	free(begun);
@@ -409,6 +412,9 @@ static int start_on_worker(struct moat_queue *q, void *arg)
 	}
 	q->running = true;
 	q->serving = q->enabled;
+	/* It may have been killed between showing requests and its call. */
+	if (q->inflight.old)
+		call(q);
 	return 0;
 }
 

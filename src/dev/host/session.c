@@ -134,9 +134,11 @@ static int op_reset(void *dev)
 	struct moat_device *d = dev;
 
 	stop_all(d);
-	/* What rings come next are new. */
-	for (uint32_t i = 0; i < d->config->num_queues; i++)
+	/* What rings come next are new, and disabled. */
+	for (uint32_t i = 0; i < d->config->num_queues; i++) {
 		moat_inflight_forget(&d->inflight, i);
+		d->queues[i].enabled = false;
+	}
 	d->status = 0;
 	/* Of a queue that was: nobody may have looked yet. */
 	__atomic_store_n(&d->broken, false, __ATOMIC_RELAXED);
