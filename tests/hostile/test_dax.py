@@ -2,9 +2,11 @@
 """moat-fs's DAX window: SETUPMAPPING and REMOVEMAPPING by the specification's
 rules, and by guests and VMMs that keep none."""
 import errno
+import fcntl
 import os
 import random
 import resource
+import signal
 import struct
 import threading
 import time
@@ -15,6 +17,8 @@ from dax_guest import MIB, READ, SIZE, WRITE, DaxGuest, pattern
 from fuse import ROOT, Op, fails
 from share import Share, until
 from window import MAP, PAGE, UNMAP, Window
+
+F_SETSIG = 10       # of Linux, which Python does not name
 
 
 class Dax(DaxGuest):
@@ -617,3 +621,66 @@ def test_any_sequence_shows_the_files(keep, folder, sanitized, seed):
     assert [dax.fs.getattr(n).size for n in nodes] \
         == [os.path.getsize(dax.path(f)) for f in files]
     assert dax.share.daemon.alive() and not dax.window.errors
+
+
+# -- what can not be done at once
+
+@pytest.mark.parametrize("status", [errno.EINTR, errno.EAGAIN])
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_cut_that_the_vmm_does_not_unmap_at_once_is_unmapped_later(
+        dax, times, status):
+    """Nobody asks for it again: the syncer has to. Whoever touches what lies
+    beyond the end hangs, in some VMMs."""
+    node = dax.make("f", pattern(1, 2 * MIB))
+    dax.setup(node, 0, 2 * MIB, 0, READ | WRITE)
+    left = [status] * times
+    dax.window.refuse = lambda request, _: \
+        left.pop() if request == UNMAP and left else 0
+    os.truncate(dax.path("f"), MIB)
+    until(lambda: not left and not dax.window.covered(MIB + PAGE) and
+          dax.window.covered(0, MIB), "the rest of the file is shown, no more")
+
+
+def test_what_the_vmm_does_not_unmap_is_not_taken_for_unmapped(dax):
+    """Else the guest would map another file there, and could not."""
+    node = dax.make("f", pattern(1, 4 * PAGE))
+    other = dax.make("g", pattern(2, 4 * PAGE))
+    dax.setup(node, 0, 4 * PAGE, 0, READ | WRITE)
+    dax.window.refuse = lambda request, _: \
+        errno.EINTR if request == UNMAP else 0
+    for _ in range(3):
+        fails(errno.EAGAIN, dax.remove, (0, 4 * PAGE))
+        assert dax.window.covered(0, 4 * PAGE)
+    dax.window.refuse = 0
+    dax.setup(other, 0, 4 * PAGE, 0, READ | WRITE)
+    assert dax.window.read(0, 4 * PAGE) == pattern(2, 4 * PAGE)
+
+
+def test_a_file_that_the_host_has_leased_keeps_no_other_from_the_window(dax):
+    """It is opened anew to be mapped, and then the kernel waits, 45 s."""
+    node = dax.make("leased", pattern(1, 2 * PAGE))
+    other = dax.make("other", pattern(2, 5000))
+    dax.setup(other, 0, 2 * MIB, 4 * MIB, READ | WRITE)
+    with open(dax.path("leased"), "rb") as f:
+        fcntl.fcntl(f, F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        waits = dax.fs.start(Op.SETUPMAPPING, node, struct.pack(
+            "<QQQQQ", 2 ** 64 - 1, 0, 2 * MIB, READ, 0))
+        dax.put("other", 4096, b"HOST")
+        until(lambda: dax.window.read(4 * MIB + 4096, 4) == b"HOST",
+              "the other file's tail is as the host wrote it", seconds=3)
+        fails(errno.EAGAIN, dax.fs.finish, waits, timeout=3)
+        fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    dax.setup(node, 0, 2 * MIB, 0, READ)
+    assert dax.window.read(0, 2 * PAGE) == pattern(1, 2 * PAGE)
+
+
+def test_what_the_guest_has_stored_is_no_hole(dax):
+    """Of a last page it is in the file when somebody asks, at the latest."""
+    node = dax.make("f", b"")
+    os.truncate(dax.path("f"), 5000)
+    fh = dax.fs.open(node, os.O_RDWR)
+    dax.setup(node, 0, 2 * MIB, 0, READ | WRITE)
+    fails(errno.ENXIO, dax.fs.lseek, node, fh, 0, os.SEEK_DATA)
+    dax.window.write(4096, b"stored")
+    assert dax.fs.lseek(node, fh, 0, os.SEEK_DATA) == 4096

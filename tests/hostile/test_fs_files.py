@@ -111,6 +111,31 @@ def test_a_lease_of_the_host_holds_up_one_request_alone(share, op, payload):
     share.fine()
 
 
+def test_a_lease_of_the_host_does_not_hold_up_who_would_create_a_file(share):
+    """Linux looks again, then, and opens it: that may wait."""
+    fs = share.fs
+    with open(f"{share.dir}/file", "rb") as f:
+        fcntl.fcntl(f, F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fails(errno.ESTALE, fs.create, ROOT, "file")
+        fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    _, fh = fs.create(ROOT, "file")
+    assert fh
+    share.fine()
+
+
+def test_who_would_create_a_file_that_came_meanwhile_gets_no_more_rights(share):
+    """The guest's kernel saw none, and so did not ask whether they may."""
+    fs = share.fs
+    os.chmod(share.dir, 0o777)
+    os.chmod(f"{share.dir}/file", 0o600)
+    fs.uid = fs.gid = 1000
+    fails(errno.ESTALE, fs.create, ROOT, "file")
+    fails(errno.EEXIST, fs.create, ROOT, "file", os.O_RDWR | os.O_EXCL)
+    fs.uid = fs.gid = 0
+    share.fine()
+
+
 @pytest.mark.parametrize("threads", [0, 256])
 def test_any_number_of_threads_fits_into_the_sandbox(keep, folder, plain,
                                                      threads):

@@ -39,8 +39,8 @@ class Large(Share):
         fs = self.fs
         self.node = fs.lookup(ROOT, "large").nodeid
         self.fh = fs.open(self.node)
-        self.at = fs.ram.alloc(ROOM + 16, 4096, bank=1)
-        fs.ram.device_may_write(self.at, ROOM + 16)
+        self.at = fs.ram.alloc(ROOM + 4096, 4096, bank=1)
+        fs.ram.device_may_write(self.at, ROOM + 4096)
 
     def post(self, offset, size, rng=None):
         fs = self.fs
@@ -128,4 +128,18 @@ def test_a_file_that_changes_its_size_meanwhile(keep, place, sanitized):
         stop.set()
         worker.join()
     assert share.read(0, ROOM) == DATA[:ROOM]
+    share.fine()
+
+
+@pytest.mark.parametrize("size", [HALVED, HALVED + 4 * KIB, HALVED + 12 * KIB,
+                                  HALVED + 512])
+def test_a_read_past_the_page_cache_is_halved_at_a_sector(keep, folder,
+                                                          sanitized, size):
+    share = Large(keep, folder, sanitized, "--allow-direct-io")
+    fs = share.fs
+    os.sync()
+    share.fh = fs.open(share.node, os.O_RDONLY | os.O_DIRECT)
+    share.at += 4096 - 16   # where the data begins is aligned as well
+    for offset in (0, 4096, 64 * KIB):
+        assert share.read(offset, size) == DATA[offset:offset + size]
     share.fine()

@@ -68,7 +68,8 @@ static uint64_t offer_half(struct fs_req *r, struct fs_handle *h,
 			   const struct fuse_read_in *in, bool wait)
 {
 	struct fs_worker *w = r->thread->worker;
-	uint64_t mid = in->size / 2;
+	/* As far as O_DIRECT goes, which takes whole sectors. */
+	uint64_t mid = in->size / 2 & ~UINT64_C(4095);
 
 	if (!w || in->size < 2 * LARGE || r->moved)
 		return in->size;
@@ -291,6 +292,8 @@ int fs_op_lseek(struct fs_req *r)
 	h = fs_handle_get(r->fs, in->fh, r->in.nodeid);
 	if (!h)
 		return -EBADF;
+	/* What the guest has just stored is no hole. */
+	fs_dax_sync(r->fs, h->node);
 	at = h->node->type == S_IFREG
 		     ? lseek(h->fd, (off_t)in->offset, (int)in->whence)
 		     : -1;

@@ -56,7 +56,7 @@ static void choose_writable(struct fs_dax *d, struct fs_range *r, mode_t mode)
 		return;
 	r->writable = true;
 	fd = fs_range_open(d->fs, r);
-	r->writable = fd >= 0;
+	r->writable = fd >= 0 || fd == -EAGAIN;
 	if (fd >= 0)
 		close(fd);
 }

@@ -119,7 +119,8 @@ struct fs_range {
 	uint64_t known; /* as the guest may know a file that was cut; or 0 */
 	uint32_t pieces;
 	bool writable;
-	bool cut; /* ... which was shorter than shown */
+	bool cut;  /* ... which was shorter than shown */
+	bool owed; /* and could not be shown so: it is tried again */
 };
 
 struct fs_piece {

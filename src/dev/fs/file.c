@@ -99,6 +99,8 @@ static int open_node(struct fs_req *r, struct fs_node *node, int flags,
 		fs_node_seen(node, &sx);
 	fs_fsetid(r, node, !kill);
 	fs_dax_sync(r->fs, node);
+	/* It is the guest that makes it shorter: nothing is to be unmapped. */
+	fs_dax_expect(node, 0);
 	fd = fs_node_open(r->fs, node, flags);
 	fs_dax_sync(r->fs, node);
 	return fd;
@@ -165,21 +167,29 @@ static int reply_created(struct fs_req *r, struct fs_node *dir, int fd,
 	return ret;
 }
 
-/* The name is there already, and may be: it is looked up and opened. */
+/*
+ * The name is there already, and may be: it is looked up and opened.
+ *
+ * But the guest did not see it, and so asked nobody whether this user may. On
+ * -ESTALE it looks again, does ask, and opens it (Linux, with LOOKUP_REVAL);
+ * so it does where somebody has leased the file, as OPEN can wait.
+ */
 static int open_existing(struct fs_req *r, struct fs_node *dir,
 			 const char *name, int flags)
 {
 	const struct fuse_create_in *in = fs_req_args(r);
 	struct fuse_entry_out out;
 	struct fs_node *node;
-	int ret = fs_lookup(r->fs, dir, name, 0, &out);
+	int ret = r->in.uid ? -ESTALE : fs_lookup(r->fs, dir, name, 0, &out);
 
 	if (ret)
 		return ret;
 	node = fs_node_get(r->fs, out.nodeid);
-	ret = node ? open_node(r, node, flags,
+	ret = node ? open_node(r, node, flags | O_NONBLOCK,
 			       in->open_flags & FUSE_OPEN_KILL_SUIDGID)
 		   : -ESTALE;
+	if (ret == -EAGAIN)
+		ret = -ESTALE;
 	if (ret >= 0) {
 		fs_req_put(r, &out, sizeof(out));
 		ret = reply_open(r, node, ret, flags);

@@ -74,7 +74,7 @@ static void shrink(struct fs_dax *d)
 		uint64_t most = shown(r->node);
 
 		r->size = ret ? 0 : sx.stx_size;
-		r->cut = !ret && r->size < most;
+		r->cut = !ret && (r->owed || r->size < most);
 		if (r->cut && r->known < most)
 			r->known = most;
 		any |= r->cut;
@@ -82,11 +82,14 @@ static void shrink(struct fs_dax *d)
 	for (uint32_t i = 0; any && i < d->nranges; i++)
 		if (d->ranges[i].cut)
 			fs_dax_expect(d->ranges[i].node, d->ranges[i].size);
-	for (uint32_t i = 0; any && i < d->nranges; i++)
-		if (d->ranges[i].cut &&
-		    !fs_range_stat(d->fs, &d->ranges[i], &sx) &&
-		    fs_range_shrink(d, &d->ranges[i], sx.stx_size))
-			d->behind = true;
+	for (uint32_t i = 0; any && i < d->nranges; i++) {
+		struct fs_range *r = &d->ranges[i];
+
+		if (!r->cut || fs_range_stat(d->fs, r, &sx))
+			continue;
+		r->owed = fs_range_shrink(d, r, sx.stx_size) != 0;
+		d->behind |= r->owed;
+	}
 }
 
 /* Of this file nothing more in this round. */

@@ -140,13 +140,18 @@ static int later(int ret)
 	return ret == -EINTR || ret == -ETIMEDOUT ? -EAGAIN : ret;
 }
 
+/*
+ * Whoever has leased it is told, and not waited for: others want the window,
+ * too. That is -EAGAIN, and the guest tries again.
+ */
 int fs_range_open(struct fs *fs, const struct fs_range *r)
 {
 	int fd = fs_node_pin(fs, r->node);
 
 	if (fd)
 		return fd;
-	fd = fs_node_open(fs, r->node, r->writable ? O_RDWR : O_RDONLY);
+	fd = fs_node_open(fs, r->node,
+			  (r->writable ? O_RDWR : O_RDONLY) | O_NONBLOCK);
 	fs_node_unpin(fs, r->node);
 	return fd;
 }

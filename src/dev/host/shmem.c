@@ -199,6 +199,12 @@ static int conclude(struct moat_host_shmem *h, uint32_t request,
 					  what->shm_offset, what->len);
 		return ret;
 	}
+	/* To be tried later: it was not tried. */
+	if (ret == -EINTR)
+		return ret;
+	/* The guard's word for what is not there. */
+	if (status == ENOENT)
+		ret = 0;
 	/* Of what is in doubt there need not be anything. */
 	if (moat_vu_shmem_unmapped(&h->table, what->shmid, what->shm_offset,
 				   what->len, !ret))
