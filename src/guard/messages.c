@@ -320,9 +320,13 @@ static int op_set_vring_enable(void *dev, uint32_t index, bool enable)
 
 	if (!v)
 		return -EINVAL;
+	if (v->started && !enable)
+		moat_guard_shmem_disabled(s);
 	do
 		ret = moat_vring_enable(v, enable);
 	while (moat_restart_again(s, ret));
+	if (v->started && enable)
+		moat_guard_shmem_enabled(s);
 	return noted(s, ret);
 }
 

@@ -11,13 +11,29 @@
 #include "os/clock.h"
 #include "os/fd.h"
 
-/* A stopping queue waits this long in all for requests under way. */
+/* Stopping queues wait this long in all for requests under way ... */
 #define DRAIN_TOTAL_MS 10000u
+/* ... those that are stopped within this time of each other, and each a little.
+ */
+#define DRAIN_TOGETHER_MS 1000u
+#define DRAIN_LEAST_MS 50u
 /* Once another queue of the session has waited in vain: without progress ... */
 #define DRAIN_IMPATIENT_MS 50u
 #define DRAIN_IMPATIENT_TOTAL_MS 500u /* ... and in all */
 /* Room for requests below this is no use to any driver. */
 #define ROOM_MIN (UINT64_C(8) * MOAT_SLOT_SIZE)
+
+/* Another backend may take its place. */
+static void say_broken(struct moat_vring_ctl *v, const struct moat_fault *fault)
+{
+	log_err(v->session->log,
+		"queue %u: the backend broke its ring: %s (value 0x%llx, limit "
+		"0x%llx)",
+		v->index, moat_fault_text(fault->code),
+		(unsigned long long)fault->value,
+		(unsigned long long)fault->limit);
+	moat_session_finish(v->session, MOAT_SESSION_BACKEND_BROKEN);
+}
 
 /* The data plane found the queue broken: say it once, everywhere. */
 static void on_broken(void *arg, const struct moat_fault *fault)
@@ -26,13 +42,7 @@ static void on_broken(void *arg, const struct moat_fault *fault)
 	struct moat_session *s = v->session;
 
 	if (v->rq.relay.drv.fault.code && moat_restart_possible(s)) {
-		log_err(s->log,
-			"queue %u: the backend broke its ring: %s (value "
-			"0x%llx, limit 0x%llx)",
-			v->index, moat_fault_text(fault->code),
-			(unsigned long long)fault->value,
-			(unsigned long long)fault->limit);
-		moat_session_finish(s, MOAT_SESSION_BACKEND_BROKEN);
+		say_broken(v, fault);
 		return;
 	}
 	v->told = true;
@@ -299,14 +309,25 @@ static uint32_t patience_ms(const struct moat_vring_ctl *v)
 						       : ms;
 }
 
+/* The VMM waits meanwhile, and stops one queue after another. */
+static uint64_t drain_ends(struct moat_session *s, uint64_t now)
+{
+	uint64_t ms = MOAT_NS_PER_MS, least = now + DRAIN_LEAST_MS * ms;
+
+	if (now > s->drained_ns + DRAIN_TOGETHER_MS * ms)
+		s->drain_end_ns = now + DRAIN_TOTAL_MS * ms;
+	if (s->impatient &&
+	    s->drain_end_ns > now + DRAIN_IMPATIENT_TOTAL_MS * ms)
+		return now + DRAIN_IMPATIENT_TOTAL_MS * ms;
+	return s->drain_end_ns > least ? s->drain_end_ns : least;
+}
+
 static void wait_for_backend(struct moat_vring_ctl *v)
 {
 	struct moat_session *s = v->session;
 	struct moat_relay_queue *q = &v->rq.relay;
 	uint64_t now = moat_now_ns();
-	uint64_t total =
-		s->impatient ? DRAIN_IMPATIENT_TOTAL_MS : DRAIN_TOTAL_MS;
-	uint64_t end = now + total * MOAT_NS_PER_MS;
+	uint64_t end = drain_ends(s, now);
 	uint64_t quiet = (uint64_t)MOAT_NS_PER_MS * patience_ms(v);
 	uint64_t next = now + quiet;
 	unsigned int did;
@@ -360,10 +381,14 @@ void moat_relayed_drain(struct moat_vring_ctl *v)
 	v->rq.relay.enabled = false;
 	if (v->drained)
 		return;
-	moat_alarm_on(s->config->alarm);
 	wait_for_backend(v);
-	if (!moat_runner_busy(&s->runner))
-		moat_alarm_off(s->config->alarm);
+	s->drained_ns = moat_now_ns();
+	/* As on_broken(): what it has not done is another's. */
+	if (v->rq.relay.drv.fault.code && !v->told && !s->client.dead &&
+	    moat_restart_possible(s)) {
+		say_broken(v, &v->rq.relay.drv.fault);
+		s->client.dead = true;
+	}
 	v->drained = !s->client.dead;
 }
 

@@ -22,7 +22,7 @@ bool moat_restart_possible(const struct moat_session *s)
 {
 	const struct moat_restart_ops *ops = s->config->restart;
 
-	return ops && ops->left(ops->arg) && !any_direct(s);
+	return ops && !s->orphan && ops->left(ops->arg) && !any_direct(s);
 }
 
 /* The queue, if it runs. */
@@ -206,7 +206,7 @@ int moat_restart(struct moat_session *s)
 {
 	const struct moat_restart_ops *ops = s->config->restart;
 	enum moat_session_end end = s->end;
-	uint64_t end_ns, waiting, done, before = s->replaced_at;
+	uint64_t began, end_ns, waiting, done, before = s->replaced_at;
 	int fd, ret = -EPIPE;
 
 	if (end != MOAT_SESSION_BACKEND_GONE &&
@@ -216,7 +216,8 @@ int moat_restart(struct moat_session *s)
 		say_not(s);
 		return -EPIPE;
 	}
-	end_ns = moat_now_ns() + ops->wait_ms * (uint64_t)MOAT_NS_PER_MS;
+	began = moat_now_ns();
+	end_ns = began + ops->wait_ms * (uint64_t)MOAT_NS_PER_MS;
 	lose(s);
 	count(s, &waiting, &done);
 	s->replaced_at = done;
@@ -238,6 +239,7 @@ int moat_restart(struct moat_session *s)
 	}
 	s->end = MOAT_SESSION_RUNNING;
 	s->impatient = false;
+	moat_guard_shmem_waited(s, began);
 	log_warn(s->log,
 		 "another backend goes on; it is given %llu requests again",
 		 U(waiting));

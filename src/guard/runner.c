@@ -21,11 +21,9 @@ void moat_runner_wake(struct moat_runner *r, struct moat_runner_queue *q)
 {
 	if (q->active)
 		return;
-	if (!r->active) {
-		/* The first queue to wake up tells. */
+	/* The first queue to wake up tells. */
+	if (!r->active)
 		moat_window_woken(&r->window);
-		moat_alarm_on(r->alarm);
-	}
 	q->active = true;
 	q->quiet = 0;
 	q->next_active = r->active;
@@ -81,8 +79,6 @@ void moat_runner_detach(struct moat_runner *r, struct moat_runner_queue *q)
 	moat_loop_unwatch(r->loop, &q->kick);
 	moat_loop_unwatch(r->loop, &q->call);
 	drop_active(r, q);
-	if (!r->active)
-		moat_alarm_off(r->alarm);
 	for (p = &r->starved; *p; p = &(*p)->next_starved)
 		if (*p == q) {
 			*p = q->next_starved;
@@ -222,10 +218,8 @@ static void go_idle(struct moat_runner *r)
 		else
 			p = &(*p)->next_active;
 	}
-	if (!r->active) {
+	if (!r->active)
 		moat_window_idle(&r->window);
-		moat_alarm_off(r->alarm);
-	}
 }
 
 void moat_runner_turn(struct moat_runner *r)

@@ -18,7 +18,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "os/alarm.h"
 #include "os/loop.h"
 #include "os/window.h"
 #include "relay/relay.h"
@@ -48,7 +47,6 @@ struct moat_runner_queue {
 struct moat_runner {
 	struct moat_relay relay;
 	struct moat_loop *loop;
-	struct moat_alarm *alarm; /* on while it is active; NULL: none */
 	/* private */
 	struct moat_runner_queue *active;
 	struct moat_runner_queue *starved; /* and some that were */

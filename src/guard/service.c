@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "guard/service.h"
+#include "os/alarm.h"
 #include "os/cutoff.h"
 #include "os/fd.h"
 #include "os/sandbox.h"
@@ -313,13 +314,14 @@ int moat_service_run(const struct moat_service_config *config,
 		ret = moat_cutoff_init();
 	if (!ret)
 		ret = moat_alarm_init(&v.alarm);
-	v.session_config.alarm = ret ? NULL : &v.alarm;
+	v.loop.alarm = ret ? NULL : &v.alarm;
+	moat_alarm_on(v.loop.alarm);
 	if (!ret)
 		ret = moat_backend_start(&v.backend);
 	raise_fd_limit();
 	while (!ret)
 		ret = turn(&v);
-	if (v.session_config.alarm)
+	if (v.loop.alarm)
 		moat_alarm_fini(&v.alarm);
 	clean_up(&v);
 	return ret < 0 ? 1 : 0;

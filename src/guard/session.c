@@ -144,9 +144,11 @@ int moat_session_send_table(struct moat_session *s, bool pool, bool share)
 static void on_vmm(void *arg, uint32_t events)
 {
 	struct moat_session *s = arg;
+	uint64_t began = moat_now_ns();
 	int ret = moat_vu_server_run(&s->server);
 
 	(void)events;
+	moat_guard_shmem_waited(s, began);
 	if (ret == -EPIPE)
 		moat_session_finish(s, MOAT_SESSION_VMM_LEFT);
 	else if (ret < 0)
@@ -163,8 +165,9 @@ static void on_backend(void *arg, uint32_t events)
 
 void moat_session_watch_channel(struct moat_session *s)
 {
-	/* Not while it pauses, and not twice. */
-	if (s->channel_next_ns || s->channel_src.fd >= 0)
+	/* Not while it pauses or one of its requests waits, and not twice. */
+	if (s->channel_next_ns || s->channel_src.fd >= 0 ||
+	    moat_guard_shmem_busy(&s->shmem))
 		return;
 	s->channel_src.fd = s->client.channel.fd;
 	if (s->channel_src.fd >= 0)
@@ -272,20 +275,20 @@ int moat_session_step(struct moat_session *s)
 
 	moat_runner_turn(&s->runner);
 	say_cut_off(s);
-	if (!s->config_changed && !s->channel_next_ns && !s->shmem.asked)
+	if (!s->config_changed && !s->channel_next_ns &&
+	    !moat_guard_shmem_due(&s->shmem))
 		return moat_runner_busy(&s->runner) ? 0 : -1;
 	now = moat_now_ns();
 	pass_config_change(s, now);
 	moat_guard_shmem_timers(s, now);
-	if (s->shmem.asked)
-		wait = ms_until(now, s->shmem.end_ns);
+	if (moat_guard_shmem_due(&s->shmem))
+		wait = ms_until(now, moat_guard_shmem_due(&s->shmem));
 	if (s->config_changed && may_tell_vmm(s))
 		wait = sooner(wait, ms_until(now, s->config_next_ns));
 	if (s->channel_next_ns && now >= s->channel_next_ns) {
 		s->channel_next_ns = 0;
 		s->channel_tokens = CHANNEL_BURST;
-		if (!moat_guard_shmem_busy(&s->shmem))
-			moat_session_watch_channel(s);
+		moat_session_watch_channel(s);
 	} else if (s->channel_next_ns) {
 		wait = sooner(wait, ms_until(now, s->channel_next_ns));
 	}
@@ -391,7 +394,6 @@ int moat_session_open(struct moat_session *s,
 	moat_vu_server_init(&s->server, -1, &moat_session_ops, s, log);
 	moat_session_meet(s, fd);
 	moat_runner_init(&s->runner, loop, config->poll_us);
-	s->runner.alarm = config->alarm;
 	ret = ask_backend(s);
 	if (ret)
 		return moat_session_from_backend(s, ret);

@@ -52,8 +52,7 @@ struct moat_session_config {
 	bool shmem;		 /* shared memory regions (--shmem) */
 	uint32_t shmem_mappings; /* in them, at most */
 	uint32_t poll_us;
-	int abort_fd;		  /* readable: stop waiting for anybody */
-	struct moat_alarm *alarm; /* ends calls that a peer made block */
+	int abort_fd; /* readable: stop waiting for anybody */
 	const struct moat_restart_ops *restart; /* NULL: off */
 };
 
@@ -101,6 +100,8 @@ struct moat_session {
 	int mode_said; /* last choice logged: 1 direct (hybrid), 2 bounce */
 	uint64_t pages_lost; /* of os/cutoff.h, as far as it was said */
 	bool impatient; /* the backend kept requests when a queue stopped */
+	/* Queues that are stopped one after another are waited for together. */
+	uint64_t drain_end_ns, drained_ns;
 
 	/* for the successor of a backend (restart.h) */
 	uint32_t config_seen; /* bytes of config space that were read ... */

@@ -10,6 +10,8 @@
 
 /* Less than the backends' own patience, so that they hear of it. */
 #define ANSWER_MS 4000u
+/* After a queue was disabled, a stop has gone on by then, or it is none. */
+#define STOP_MS 1000u
 
 #define U(x) ((unsigned long long)(x))
 
@@ -459,14 +461,33 @@ void moat_guard_shmem_stalled(void *arg)
 void moat_guard_shmem_started(struct moat_session *s)
 {
 	s->shmem.stopping = false;
+	s->shmem.again_ns = 0;
 	moat_guard_shmem_undo(s);
 }
 
 void moat_guard_shmem_stop(struct moat_session *s)
 {
 	s->shmem.stopping = true;
+	s->shmem.again_ns = 0;
 	moat_vu_shmem_doubt(&s->shmem.table);
 	answer_backend(s, wants(s), EINTR);
+}
+
+void moat_guard_shmem_disabled(struct moat_session *s)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+
+	if (g->stopping && !g->again_ns)
+		return;
+	g->stopping = true;
+	g->again_ns = moat_now_ns() + STOP_MS * (uint64_t)MOAT_NS_PER_MS;
+	answer_backend(s, wants(s), EINTR);
+}
+
+void moat_guard_shmem_enabled(struct moat_session *s)
+{
+	if (s->shmem.again_ns)
+		moat_guard_shmem_started(s);
 }
 
 int moat_guard_shmem_reopen(struct moat_session *s)
@@ -494,10 +515,32 @@ void moat_guard_shmem_lose(struct moat_session *s)
 	moat_vu_shmem_orphan(&s->shmem.table);
 }
 
+void moat_guard_shmem_waited(struct moat_session *s, uint64_t since)
+{
+	struct moat_guard_shmem *g = &s->shmem;
+	uint64_t now = moat_now_ns();
+
+	g->end_ns += now - since;
+	if (g->again_ns)
+		g->again_ns += now - since;
+}
+
+uint64_t moat_guard_shmem_due(const struct moat_guard_shmem *g)
+{
+	if (!g->asked)
+		return g->again_ns;
+	return g->again_ns && g->again_ns < g->end_ns ? g->again_ns : g->end_ns;
+}
+
 void moat_guard_shmem_timers(struct moat_session *s, uint64_t now)
 {
 	struct moat_guard_shmem *g = &s->shmem;
 
+	if (g->again_ns && now >= g->again_ns)
+		moat_guard_shmem_started(s);
+	/* It may be there, and we were at something else. */
+	if (g->asked && now >= g->end_ns)
+		on_answer(s, 0);
 	if (!g->asked || now < g->end_ns)
 		return;
 	log_warn(s->log,

@@ -36,7 +36,8 @@ struct moat_session;
 
 struct moat_guard_shmem {
 	struct moat_vu_shmem table;
-	bool stopping; /* the VMM stops queues: nothing is legal */
+	bool stopping;	   /* the VMM stops queues: nothing is legal ... */
+	uint64_t again_ns; /* ... until then, if it does not go on; 0: at all */
 	/* what the VMM was asked; 0: nothing */
 	uint32_t asked;
 	struct moat_vu_mmap what;
@@ -96,11 +97,32 @@ void moat_guard_shmem_started(struct moat_session *s);
 /** moat_guard_shmem_stop() - the VMM is about to wait for queues to stop */
 void moat_guard_shmem_stop(struct moat_session *s);
 
+/**
+ * moat_guard_shmem_disabled() - a queue that runs was disabled
+ *
+ * QEMU's stop begins with it, and then it may be too late for a request. But
+ * drivers disable queues as well, and no stop follows.
+ */
+void moat_guard_shmem_disabled(struct moat_session *s);
+/** moat_guard_shmem_enabled() - a queue that runs was enabled: it was no stop
+ */
+void moat_guard_shmem_enabled(struct moat_session *s);
+
 /** moat_guard_shmem_undo() - unmap what nobody knows of, once that is legal */
 void moat_guard_shmem_undo(struct moat_session *s);
 
 /** moat_guard_shmem_hang_up() - the channel to the VMM ends */
 void moat_guard_shmem_hang_up(struct moat_session *s);
+
+/**
+ * moat_guard_shmem_waited() - the VMM may have waited for us from @since to now
+ *
+ * That is no time in which it did not answer.
+ */
+void moat_guard_shmem_waited(struct moat_session *s, uint64_t since);
+
+/** moat_guard_shmem_due() - when moat_guard_shmem_timers() has to come, or 0 */
+uint64_t moat_guard_shmem_due(const struct moat_guard_shmem *g);
 
 /** moat_guard_shmem_timers() - give up waiting for a VMM that is mute */
 void moat_guard_shmem_timers(struct moat_session *s, uint64_t now);

@@ -4,9 +4,10 @@
  *
  * O_NONBLOCK belongs to the open file, which everybody shares who holds it: a
  * hostile peer can take it off an eventfd and fill the counter, and our next
- * write sleeps for ever. So while there is work, a signal comes a few times a
- * second; a call that sleeps ends with EINTR, which a call that can not sleep
- * never does. An idle process gets no signal.
+ * write sleeps for ever; so does close() of a socket that was told to linger.
+ * So while there is work (os/loop.h: always but when it sleeps), a signal comes
+ * a few times a second; a call that sleeps ends with EINTR, which a call that
+ * can not sleep never does. An idle process gets no signal.
  */
 #ifndef MOAT_OS_ALARM_H
 #define MOAT_OS_ALARM_H

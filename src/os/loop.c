@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <sys/epoll.h>
 
+#include "os/alarm.h"
 #include "os/fd.h"
 #include "os/loop.h"
 
@@ -47,8 +48,12 @@ int moat_loop_wait(struct moat_loop *loop, int timeout_ms)
 {
 	struct epoll_event ev[BATCH];
 	struct moat_source *batch[BATCH];
-	int n = epoll_wait(loop->epfd, ev, BATCH, timeout_ms);
+	int n;
 
+	if (timeout_ms)
+		moat_alarm_off(loop->alarm);
+	n = epoll_wait(loop->epfd, ev, BATCH, timeout_ms);
+	moat_alarm_on(loop->alarm);
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
 	for (int i = 0; i < n; i++)

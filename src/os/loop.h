@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct moat_alarm;
+
 /**
  * struct moat_source - an fd that is watched
  * @fd: -1 while it is not watched
@@ -24,6 +26,8 @@ struct moat_source {
 
 struct moat_loop {
 	int epfd;
+	/* Off while it sleeps and on while it works; NULL: none. */
+	struct moat_alarm *alarm;
 	struct moat_source **batch; /* private: being dispatched */
 	int nbatch;
 };

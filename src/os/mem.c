@@ -72,6 +72,9 @@ int moat_pool_mem_create(struct moat_pool_mem *pool, uint64_t size)
 
 void moat_pool_mem_destroy(struct moat_pool_mem *pool)
 {
+	/* Who was given it may keep it: then not with pages in it. */
+	if (pool->host)
+		madvise(pool->host, pool->size, MADV_REMOVE);
 	moat_mem_unmap(pool->host, pool->size);
 	moat_fd_close(&pool->fd);
 	pool->host = NULL;

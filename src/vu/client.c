@@ -88,7 +88,8 @@ static int wait_input(struct moat_vu_client *c, uint64_t end)
 		if (now >= stall && c->stalled)
 			c->stalled(c->arg);
 		if (now >= stall)
-			stall = UINT64_MAX;
+			stall = now +
+				MOAT_VU_STALL_MS * (uint64_t)MOAT_NS_PER_MS;
 		until = least(end, stall);
 		if (poll(p, 3, (int)((until - now) / MOAT_NS_PER_MS) + 1) < 0 &&
 		    errno != EINTR)
