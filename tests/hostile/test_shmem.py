@@ -56,12 +56,18 @@ def answer(session, timeout=10):
     return msg.u64
 
 
-def asked(vmm, timeout=10):
-    """What the VMM is asked: the message, the fields of its payload."""
+def next_message(vmm, timeout=10):
     msg = vu.recv_msg(vmm.channel, vu.deadline_in(timeout))
     while msg.request == FENCE and msg.flags == VERSION:
-        # A device on the kit waits for mappings, too; the guard answers.
+        # A device on the kit waits for mappings, too; the guard answers, and
+        # tells us some milliseconds later.
         msg = vu.recv_msg(vmm.channel, vu.deadline_in(timeout))
+    return msg
+
+
+def asked(vmm, timeout=10):
+    """What the VMM is asked: the message, the fields of its payload."""
+    msg = next_message(vmm, timeout)
     assert msg.flags == VERSION | NEED_REPLY, msg
     return msg, vu.MMAP.unpack(msg.payload)
 
@@ -72,7 +78,7 @@ def say(vmm, request, status=0, fence=True):
     vu.send_msg(vmm.channel, request, vu.U64.pack(status),
                 flags=VERSION | REPLY)
     if request == MAP and not status and fence:
-        msg = vu.recv_msg(vmm.channel, vu.deadline_in(10))
+        msg = next_message(vmm)
         assert (msg.request, msg.flags, msg.payload) \
             == (FENCE, VERSION | NEED_REPLY, b"") and not msg.fds, msg
         vu.send_msg(vmm.channel, FENCE, vu.U64.pack(0), flags=VERSION | REPLY)
