@@ -53,7 +53,9 @@ int moat_loop_wait(struct moat_loop *loop, int timeout_ms)
 	if (timeout_ms)
 		moat_alarm_off(loop->alarm);
 	n = epoll_wait(loop->epfd, ev, BATCH, timeout_ms);
-	moat_alarm_on(loop->alarm);
+	/* The last signal of the alarm itself is no work. */
+	if (n >= 0)
+		moat_alarm_on(loop->alarm);
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
 	for (int i = 0; i < n; i++)

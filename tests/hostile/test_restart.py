@@ -368,6 +368,31 @@ def test_a_queue_that_is_stopped_while_its_backend_dies_loses_nothing(
     vmm.ram.check()
 
 
+def test_a_ring_that_breaks_while_its_queue_is_stopped(make_scene, build):
+    """What the backend had is done by the next, nothing of it is lost."""
+    scene, vmm = start(make_scene, build, "--device=blk")
+    queue = vmm.queues[0]
+    scene.device.run(lambda: setattr(scene.device, "on_request", hold))
+    requests = Requests(queue).add(8)
+    held(scene, 8)
+    scene.device.on_request = echo
+
+    def break_it():
+        session = scene.device.session
+        vring, _ = session.held[0]
+        vring.ring.used_idx = vring.ring.next_used + NUM
+        session.call(vring)
+    threading.Timer(0.2, scene.device.run, (break_it,)).start()
+    queue.stop()
+    queue.start()
+    queue.kick()
+    requests.finish()
+    queue.echo()
+    assert len(scene.guard.find("the backend broke its ring")) == 1
+    assert len(scene.device.sessions) == 2
+    vmm.ram.check()
+
+
 class Gone:
     """The backend's socket is not there for a while."""
 
@@ -467,6 +492,24 @@ def test_a_thousand_restarts_leave_nothing_behind(make_scene, sanitized,
             fds, memory = scene.guard.fds(), scene.guard.memory()
     assert len(scene.guard.fds()) <= len(fds) + 1
     assert scene.guard.memory() <= memory + 256 * 1024
+    vmm.ram.check()
+
+
+def test_pools_of_backends_that_were_given_up_hold_no_pages(make_scene,
+                                                            build):
+    """One that is alive may keep the descriptor for ever."""
+    scene, vmm = start(make_scene, build)
+    kept = []
+    for _ in range(3):
+        Requests(vmm.queues[0]).add(30, 16000).finish()
+        session = scene.device.session
+        kept.append(scene.device.run(lambda: os.dup(session.mem[0].fd)))
+        assert os.fstat(kept[-1]).st_blocks
+        kill(scene)
+        vmm.queues[0].echo()
+        vmm.ram.next[0] = 256 * 1024  # its memory is used again and again
+    assert not any(os.fstat(fd).st_blocks for fd in kept)
+    vu.close_all(kept)
     vmm.ram.check()
 
 
@@ -612,6 +655,31 @@ def test_a_malformed_ring_is_one_without_a_backend_as_well(make_scene,
     scene.guard.wait_line("queue 0 broken: avail idx jumped")
     work[1].add(5)
     work[1].fail()
+    vmm.close()
+    assert scene.guard.wait() == 1
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["gone", "back"])
+def test_a_malformed_ring_is_no_reason_to_look_for_a_backend(
+        make_scene, build, back):
+    """It is the guest's, and the session goes on without one."""
+    scene, vmm = start(make_scene, build, "--device=fs", "--restart-ms=300")
+    gone = Gone(scene)
+    scene.guard.wait_line("without a backend")
+    if back:
+        gone.back()
+    since = len(scene.guard.lines)
+    queue = vmm.queues[0]
+    queue.ring.add([(0xdead_0000_0000, 64, 0)])
+    queue.publish()
+    scene.guard.wait_line("queue 0 broken", since)
+    before = time.monotonic()
+    for _ in range(20):
+        vmm.fe.get_features()
+    assert time.monotonic() - before < 1
+    assert scene.guard.idle_cpu(0.2) < 0.04
+    assert len(scene.guard.complaints(since)) == 1
+    assert not back or not scene.device.sessions
     vmm.close()
     assert scene.guard.wait() == 1
 

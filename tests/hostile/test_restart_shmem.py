@@ -3,12 +3,14 @@
 mapped stays for the guest, and neither is in its successor's way nor out of
 its reach."""
 import errno
+import time
 
 import pytest
 
 import vhost_user as vu
-from backend import PROTOCOL
-from test_restart import kill, session_ends, start
+from backend import PROTOCOL, Backend
+from share import until
+from test_restart import Gone, kill, session_ends, start
 from test_shmem import (MAP, PAGE, UNMAP, answer, ask, asked, do, memfd,
                         nothing_asked, refused, say)
 from vhost_user import Protocol, mask
@@ -344,4 +346,55 @@ def test_a_backend_that_dies_while_the_vmm_maps_leaves_nothing_mapped(
         # And is not in the way of the next.
         vmm.fe.get_features()
         shown(vmm, scene.device.session, fd, (0, 1))
+    rest_is_fine(scene, vmm)
+
+
+def test_an_answer_that_comes_during_a_long_restart_counts(make_scene,
+                                                           sanitized):
+    """The guard did not look for longer than it waits for an answer."""
+    scene, vmm = begin(make_scene, sanitized, "--restart-ms=20000")
+    with memfd() as fd:
+        ask(scene.device.session, MAP, fds=(fd,))
+        msg, _ = asked(vmm)
+        vu.close_all(msg.fds)
+        Gone(scene)
+        scene.guard.wait_line("backend gone")
+        say(vmm, MAP, fence=False)
+        time.sleep(4.2)  # what is late is the point
+        scene.device = scene.keep(Backend(scene.device.path, **SHMEM))
+        vmm.queues[0].echo()
+        # As ever: what nobody waits for any more is taken back.
+        unmapped(vmm, (0, 1))
+        assert not scene.guard.find("does not answer")
+        vmm.fe.get_features()
+        shown(vmm, scene.device.session, fd, (0, 1))
+    rest_is_fine(scene, vmm)
+
+
+def test_what_a_new_backend_asks_at_once_is_answered_in_order(make_scene,
+                                                              build):
+    """Its second request waits, though the guard did not listen to it yet."""
+    scene, vmm = begin(make_scene, build)
+    with memfd() as fd:
+        def pipelined(session, _):
+            scene.device.on_message = {}
+            ask(session, MAP, fds=(fd,))
+            ask(session, UNMAP)
+            until(lambda: vu.readable(vmm.channel), "the VMM is asked")
+            return False
+
+        scene.device.on_message = {vu.Request.SET_VRING_ENABLE: pipelined}
+        kill(scene)
+        vmm.queues[0].echo()
+        session = scene.device.session
+        msg, _ = asked(vmm)
+        assert msg.request == MAP
+        vu.close_all(msg.fds)
+        for _ in range(3):
+            nothing_asked(vmm)
+        assert not vu.readable(session.channel)
+        say(vmm, MAP)
+        assert answer(session) == 0
+        unmapped(vmm, (0, 1))
+        assert answer(session) == 0
     rest_is_fine(scene, vmm)

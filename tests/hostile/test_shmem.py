@@ -2,11 +2,13 @@
 """Shared memory regions through the guard: what the backend may map into the
 guest, what it may not, and a VMM that answers late, badly or never."""
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
 import socket
 import tempfile
+import time
 
 import pytest
 
@@ -455,6 +457,56 @@ def test_nothing_is_mapped_while_queues_stop(shmem, witness):
     finish(shmem, witness, vmm)
 
 
+def test_nothing_is_mapped_once_a_queue_is_disabled(shmem, witness):
+    """QEMU's stop begins with that, for all queues: what it is asked then it
+    finds when it has stopped."""
+    vmm, session = start(shmem, queues=2)
+    said = []
+
+    with memfd() as fd:
+        def stopping(other, msg):
+            ask(other, MAP, fds=(fd,))
+            said.append(answer(other))
+            return False
+
+        for request in (Request.SET_VRING_ENABLE, Request.GET_VRING_BASE):
+            shmem.device.on_message[request] = stopping
+        for queue in vmm.queues:
+            assert not vmm.fe.set_vring_enable(queue.index, 0)
+        for queue in vmm.queues:
+            queue.stop()
+        shmem.device.good()
+        nothing_asked(vmm)
+        assert len(said) == 4 and all(said), said
+        for queue in vmm.queues:
+            queue.start()
+        vu.close_all(do(vmm, session, MAP, fds=(fd,)))
+    finish(shmem, witness, vmm)
+
+
+@pytest.mark.parametrize("enable", [False, True], ids=["time", "enable"])
+def test_a_queue_that_is_disabled_need_not_be_a_stop(shmem, witness, enable):
+    """Drivers do that as well: after a second, or once the queue is enabled,
+    mappings are made, and those that were under way are taken back."""
+    vmm, session = start(shmem)
+    with memfd() as fd:
+        in_the_way(vmm, session, fd)
+        assert not vmm.fe.set_vring_enable(1, 0)
+        assert answer(session, 1) == errno.EINTR
+        say(vmm, MAP, fence=False)
+        nothing_asked(vmm)
+        assert refused(vmm, session, fds=(fd,))
+        if enable:
+            assert not vmm.fe.set_vring_enable(1, 1)
+        msg, fields = asked(vmm, 0.5 if enable else 3)
+        assert msg.request == UNMAP and fields[2:4] == (0, PAGE)
+        say(vmm, UNMAP)
+        vmm.fe.get_features()
+        vu.close_all(do(vmm, session, MAP, fds=(fd,)))
+        assert enable or not vmm.fe.set_vring_enable(1, 1)
+    finish(shmem, witness, vmm)
+
+
 def test_a_vmm_without_shared_memory_is_never_asked(shmem, witness):
     for without in (Protocol.SHMEM_MAP, Protocol.REPLY_ACK,
                     Protocol.BACKEND_REQ):
@@ -637,6 +689,35 @@ def test_a_vmm_that_waits_for_the_backend_is_not_waited_for(shmem, witness):
         assert vmm.fe.get_config(0, 8) is not None
         shmem.device.good()
         assert said and said[0]
+        say(vmm, MAP, fence=False)  # late: taken back
+        msg, _ = asked(vmm)
+        assert msg.request == UNMAP
+        say(vmm, UNMAP)
+        vmm.fe.get_features()
+        vu.close_all(do(vmm, session, MAP, fds=(fd,)))
+    finish(shmem, witness, vmm)
+
+
+def test_a_backend_that_asks_late_in_a_message_is_told_soon(shmem, witness):
+    """However long the VMM has waited by then."""
+    vmm, session = start(shmem)
+    said = []
+
+    with memfd() as fd:
+        def config(other, msg):
+            time.sleep(0.2)  # what is late is the point
+            before = time.monotonic()
+            ask(other, MAP, fds=(fd,))
+            said.append(answer(other))
+            assert time.monotonic() - before < 1
+            return False
+
+        shmem.device.on_message[Request.GET_CONFIG] = config
+        assert vmm.fe.get_config(0, 8) is not None
+        shmem.device.good()
+        assert said == [errno.EINTR]
+        msg, _ = asked(vmm)
+        vu.close_all(msg.fds)
         say(vmm, MAP, fence=False)  # late: taken back
         msg, _ = asked(vmm)
         assert msg.request == UNMAP
